@@ -12,7 +12,7 @@ from pathlib import Path
 _CHUNK_BYTES = 1 << 22
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary name in the same folder, then rename it to ``path``.
 
     The file and its folder are flushed to disk, so that after a power cut the old or the new file is there,

@@ -24,7 +24,10 @@ _CELL_ID = re.compile(rf"[0-9a-f]{{{CELL_ID_LENGTH}}}")
 def check_cell_id(cell_id: str) -> str:
     """Return ``cell_id`` if it is one; an id never leaves the run folder."""
     if not _CELL_ID.fullmatch(cell_id):
-        raise UserError(f"{cell_id!r} is not a cell id ({CELL_ID_LENGTH} hexadecimal digits)", "sparsehpc status RUN --cells lists them")
+        raise UserError(
+            f"{cell_id!r} is not a cell id ({CELL_ID_LENGTH} hexadecimal digits)",
+            "sparsehpc status RUN --cells lists them",
+        )
     return cell_id
 
 

@@ -1,0 +1,1 @@
+"""The cluster: profiles, resources, executor, ledger and queue. No tensors here."""

@@ -1,0 +1,1 @@
+"""Storage formats: the contract, and one file per format."""

@@ -1,0 +1,119 @@
+"""The contract of a storage format: encode, count every byte, multiply from the stored arrays, decode.
+
+A format is one file in ``sparsehpc/formats/layouts``. It holds a `Format` (registered by name) and the `Stored`
+object that owns the arrays. Importing it must not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsehpc.core.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+FORMATS: Registry[type[Format]] = Registry("variant", "sparsehpc.formats.layouts")
+
+
+class Stored(ABC):
+    """One weight matrix (out_features x in_features) as it is kept in memory.
+
+    Attributes
+    ----------
+    shape
+        Rows, columns.
+    dtype
+        Type of the decoded weights.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def components(self) -> Mapping[str, torch.Tensor]:
+        """Every array that is needed, by name (``values``, ``indices``, ``offsets``, ``mask``, ``scales``, ...)."""
+
+    @abstractmethod
+    def decode(self) -> torch.Tensor:
+        """The dense matrix, out_features x in_features."""
+
+    @abstractmethod
+    def matmul(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply activations (tokens x in_features) by the transposed weight: tokens x out_features.
+
+        Runs on the stored arrays; the result has the dtype of ``x``.
+        """
+
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """What `matmul` runs, for example ``torch.sparse_csr (MKL)``."""
+
+    @property
+    @abstractmethod
+    def flops_per_token(self) -> int:
+        """Floating-point operations `matmul` executes per token, a multiply-add counted as two."""
+
+    def component_bytes(self) -> dict[str, int]:
+        """Bytes of every array, padding included."""
+        return {name: array.numel() * array.element_size() for name, array in self.components().items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays together."""
+        return sum(self.component_bytes().values())
+
+
+class Format(ABC):
+    """A way to store one weight matrix.
+
+    Attributes
+    ----------
+    name
+        Name in study files and tables.
+    summary
+        One line for lists and documentation.
+    lossless
+        Whether `Stored.decode` returns the encoded weights bit for bit.
+    reference
+        Whether the format stores the dense weights and is shown as a reference (``dense-int8``, ...).
+    study_buffers
+        Whether the old study's accounting lost these weights (it kept CSR arrays as buffers, not parameters).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    lossless: ClassVar[bool] = True
+    reference: ClassVar[bool] = False
+    study_buffers: ClassVar[bool] = False
+
+    @classmethod
+    def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
+        """Why a matrix cannot be stored this way, or None where it can. Asked at plan time."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> Stored:
+        """Store a dense weight (out_features x in_features), zeros in place."""
+
+    @classmethod
+    @abstractmethod
+    def from_components(
+        cls, components: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Stored:
+        """Rebuild from `Stored.components`; inconsistent arrays raise ValueError."""
+
+    @classmethod
+    def predicted_bytes(cls, rows: int, columns: int, nonzeros: int, dtype: str) -> int | None:
+        """Bytes of a matrix with so many non-zeros, from first principles; None if it depends on where they lie."""
+        return None
+
+    @classmethod
+    def break_even_sparsity(cls, dtype: str) -> float | None:
+        """Sparsity from which the format is smaller than dense in ``dtype`` (wide rows); None if never or unknown."""
+        return None

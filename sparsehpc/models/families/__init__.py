@@ -1,0 +1,1 @@
+"""Model families: one table of tensor names and shapes each, no torch."""

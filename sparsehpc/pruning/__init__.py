@@ -1,0 +1,1 @@
+"""Pruning: the contract, exact-count selection, and one file per method."""

@@ -1,0 +1,1 @@
+"""Text: corpora, and the fixed token windows that are measured and calibrated on."""
