@@ -1,0 +1,165 @@
+"""A cell's shard: two Parquet files, the second is the commit mark; whole or not there.
+
+``measurements.parquet`` is written first, ``cell.parquet`` last. The row holds the digest of the measurements
+and of itself, so that a truncated or bit-flipped shard is recognised as damaged, and never counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparsehpc.core import schema
+from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.files import sha256_file, write_atomically, write_text
+from sparsehpc.core.layout import CellFolder
+from sparsehpc.core.schema import Measurement
+
+State = Literal["done", "failed", "damaged", "missing"]
+
+
+class ShardError(SparseHPCError):
+    """A shard that is there but cannot be trusted."""
+
+
+class ShardState(NamedTuple):
+    """What is known about one cell from its files.
+
+    Parameters
+    ----------
+    state
+        ``done``, ``failed`` (with a failure record), ``damaged`` or ``missing``.
+    reason
+        Why it failed or is damaged, for people.
+    cause
+        Class of the failure: ``CODE``, ``OOM``, ``TIME``, ``NODE``, ...; empty unless failed.
+    """
+
+    state: State
+    reason: str = ""
+    cause: str = ""
+
+
+def measurements_table(cell_id: str, rows: Sequence[Measurement]) -> pa.Table:
+    """Rows of one cell as an Arrow table in `schema.MEASUREMENTS`."""
+    columns: dict[str, list[Any]] = {"cell_id": [cell_id] * len(rows)}
+    for name in schema.MEASUREMENTS.names[1:]:
+        columns[name] = [getattr(row, name) for row in rows]
+    return pa.table(columns, schema=schema.MEASUREMENTS)
+
+
+def write_shard(folder: CellFolder, row: Mapping[str, Any], rows: Sequence[Measurement]) -> None:
+    """Write a cell's figures and then its row; the cell is done once this returns.
+
+    Parameters
+    ----------
+    folder
+        The cell's folder.
+    row
+        Values of `schema.CELL` without the columns about the shard itself.
+    rows
+        The measurements.
+    """
+    table = measurements_table(str(row["cell_id"]), rows)
+    write_atomically(folder.measurements, lambda path: pq.write_table(table, path, compression="zstd"))
+    values = dict(row)
+    values["measurements_rows"] = table.num_rows
+    values["measurements_sha256"] = sha256_file(folder.measurements)
+    values["row_sha256"] = _row_digest(values)
+    cell = pa.Table.from_pylist([values], schema=schema.CELL)
+    write_atomically(folder.row, lambda path: pq.write_table(cell, path, compression="zstd"))
+    with suppress(FileNotFoundError):
+        folder.failure.unlink()
+
+
+def write_failure(folder: CellFolder, cause: str, message: str, **details: Any) -> None:
+    """Record why a cell failed, beside where its shard will be."""
+    write_text(folder.failure, json.dumps({"cause": cause, "message": message, **details}, indent=1))
+
+
+def read_row(folder: CellFolder, cell_id: str) -> dict[str, Any]:
+    """Row of a done cell; `ShardError` where it cannot be trusted, FileNotFoundError where there is none."""
+    table = _read(folder.row, schema.CELL)
+    if table.num_rows != 1:
+        raise ShardError(f"{folder.row} has {table.num_rows} rows instead of 1")
+    row: dict[str, Any] = table.to_pylist()[0]
+    if row["cell_id"] != cell_id:
+        raise ShardError(f"{folder.row} belongs to cell {row['cell_id']}")
+    if row["row_sha256"] != _row_digest(row):
+        raise ShardError(f"{folder.row} does not match its digest")
+    return row
+
+
+def read_measurements(folder: CellFolder, row: Mapping[str, Any], *, verify: bool = True) -> pa.Table:
+    """Figures of a cell whose row was read; `ShardError` where they do not match it."""
+    path = folder.measurements
+    if verify:
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read: {error}") from error
+        if digest != row["measurements_sha256"]:
+            raise ShardError(f"{path} does not match its digest")
+    table = _read(path, schema.MEASUREMENTS)
+    if table.num_rows != row["measurements_rows"]:
+        raise ShardError(f"{path} has {table.num_rows} rows instead of {row['measurements_rows']}")
+    return table
+
+
+def shard_state(folder: CellFolder, cell_id: str, *, verify: bool = True) -> ShardState:
+    """Look at a cell's files and say what it is; never raises for a damaged one."""
+    try:
+        row = read_row(folder, cell_id)
+        if verify:
+            read_measurements(folder, row)
+        elif not folder.measurements.is_file():
+            return ShardState("damaged", f"{folder.measurements.name} is missing")
+    except FileNotFoundError:
+        return _without_row(folder)
+    except (ShardError, OSError) as error:
+        return ShardState("damaged", str(error))
+    return ShardState("done")
+
+
+def _without_row(folder: CellFolder) -> ShardState:
+    try:
+        record = json.loads(folder.failure.read_text(encoding="utf-8"))
+        return ShardState("failed", str(record["message"]), str(record["cause"]))
+    except FileNotFoundError:
+        return ShardState("missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return ShardState("damaged", f"{folder.failure.name} cannot be read: {error}")
+
+
+def _read(path: Path, expected: pa.Schema) -> pa.Table:
+    try:
+        # Read as one buffer: a memory-mapped shard on a network file system can raise SIGBUS.
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{path} cannot be read: {error}") from error
+    if not table.schema.equals(expected, check_metadata=False):
+        raise ShardError(f"{path} has another schema:\n{table.schema}\nexpected:\n{expected}")
+    version = (table.schema.metadata or {}).get(b"sparsehpc.schema_version", b"").decode()
+    if version != str(schema.SCHEMA_VERSION):
+        raise ShardError(f"{path} has schema version {version or 'none'}, this code reads {schema.SCHEMA_VERSION}")
+    return table
+
+
+def _row_digest(row: Mapping[str, Any]) -> str:
+    values = {}
+    for name in schema.CELL.names:
+        if name == "row_sha256":
+            continue
+        value = row.get(name)
+        values[name] = repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
