@@ -1,1 +1,1 @@
-"""The cluster: profiles, resources, executor, ledger and queue. No tensors here."""
+"""The cluster: profiles, resources, the submitit executor, ledger, queue, sbatch scripts. It loads no torch."""
