@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from sparsehpc.core.registry import Registry
 from sparsehpc.core.schema import Measurement
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsehpc.core.spec import Cell
-    from sparsehpc.formats.base import Stored
+    from sparsehpc.metrics.positions import DensePositions, Positions
     from sparsehpc.models.structure import Parameter, Structure
 
 METRICS: Registry[type[Metric]] = Registry("metric", "sparsehpc.metrics.measures")
@@ -39,8 +39,6 @@ class TensorView:
         Bytes by component, every array of the storage included.
     flops_executed
         Operations per token that the cell's kernel executes for it.
-    stored
-        The storage object for weights kept in a format; None for plain tensors.
     """
 
     parameter: Parameter
@@ -49,7 +47,6 @@ class TensorView:
     nonzeros: int
     component_bytes: Mapping[str, int]
     flops_executed: int
-    stored: Stored | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,28 +61,27 @@ class WindowView:
         Token ids, length T.
     text_bytes
         UTF-8 bytes that the predicted tokens cover.
-    every_position
-        Whether agreement counts the last position too.
-    dense_logits, logits
-        T x vocabulary, in the dtype of the model.
-    shared
-        Scratch of this window for figures of the dense logits that several metrics or cells need.
+    counted
+        Positions that agreement and KL count: T for separate documents, T - 1 for windows cut from one text.
+    dense, positions
+        Per-position figures of the dense model and of the cell.
+    masked_choice
+        Choices of the same pruned weights run as a dense matrix with zeros (T), or None where the cell has none.
     """
 
     index: int
     ids: torch.Tensor
     text_bytes: int
-    every_position: bool
-    dense_logits: torch.Tensor
-    logits: torch.Tensor
-    shared: dict[str, Any]
+    counted: int
+    dense: DensePositions
+    positions: Positions
+    masked_choice: torch.Tensor | None
 
-
-class Generator(Protocol):
-    """Greedy continuations, streamed layer by layer."""
-
-    def __call__(self, prompts: torch.Tensor, new_tokens: int) -> torch.Tensor:
-        """Continue equally long prompts (prompts x length) greedily: prompts x new_tokens."""
+    def row(
+        self, metric: str, numerator: float, denominator: float = 1.0, reduction: str = "sum", unit: str = "1"
+    ) -> Measurement:
+        """One row about this window."""
+        return Measurement("window", str(self.index), metric, numerator, denominator, reduction, unit)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,20 +94,21 @@ class ModelView:
         The cell.
     structure
         The model's parameters by role.
+    published_dtype, source_bytes
+        Of the checkpoint as published; 0 bytes for weights that were never published.
     tensors
-        Every stored tensor.
-    prompts
-        Prompts for generation (prompts x length), or None where the cell generates nothing.
+        Every parameter of the model, tied ones included.
     dense_tokens, tokens
         Greedy continuations of the dense model and of the cell (prompts x new tokens), or None.
     """
 
     cell: Cell
     structure: Structure
+    published_dtype: str
+    source_bytes: int
     tensors: Sequence[TensorView]
-    prompts: torch.Tensor | None
-    dense_tokens: torch.Tensor | None
-    tokens: torch.Tensor | None
+    dense_tokens: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
 
 class Metric:
