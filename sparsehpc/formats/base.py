@@ -48,6 +48,25 @@ class Stored(ABC):
         Runs on the stored arrays; the result has the dtype of ``x``.
         """
 
+    def linear(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the weight as `torch.nn.functional.linear` does.
+
+        Parameters
+        ----------
+        x
+            Activations, ... x in_features.
+        bias
+            One value per output feature, or None.
+
+        Returns
+        -------
+        torch.Tensor
+            ... x out_features, in the dtype of ``x``. Dense storage calls the same function as `torch.nn.Linear`
+            and so gives the same bits.
+        """
+        y = self.matmul(x.reshape(-1, self.shape[1])).reshape(*x.shape[:-1], self.shape[0])
+        return y if bias is None else y + bias
+
     @property
     @abstractmethod
     def kernel(self) -> str:
