@@ -8,6 +8,7 @@ and calibrated on. Its identity leaves out everything that stands at its default
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from decimal import Decimal
@@ -184,7 +185,7 @@ class Cell:
 
     def to_json(self) -> str:
         """Full specification as JSON, defaults included; `from_json` reads it back."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(_as_dict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Cell:
@@ -201,14 +202,33 @@ class Cell:
         )
 
 
+@functools.cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of a dataclass; a plan asks for them hundreds of thousands of times."""
+    found = []
+    for field in dataclasses.fields(kind):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found.append((field.name, default))
+    return tuple(found)
+
+
 def _without_defaults(item: Any) -> dict[str, Any]:
     """Fields of a dataclass that differ from their defaults, nested ones likewise."""
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(item):
-        value = getattr(item, field.name)
-        if field.default is not dataclasses.MISSING and value == field.default:
+    for name, default in _fields(type(item)):
+        value = getattr(item, name)
+        if default is not dataclasses.MISSING and (value is default or value == default):
             continue
-        if field.default_factory is not dataclasses.MISSING and value == field.default_factory():
-            continue
-        values[field.name] = _without_defaults(value) if dataclasses.is_dataclass(value) else value
+        values[name] = _without_defaults(value) if hasattr(value, "__dataclass_fields__") else value
+    return values
+
+
+def _as_dict(item: Any) -> dict[str, Any]:
+    """Every field of a dataclass, nested ones likewise; plain values are shared, not copied."""
+    values = {}
+    for name, _ in _fields(type(item)):
+        value = getattr(item, name)
+        values[name] = _as_dict(value) if hasattr(value, "__dataclass_fields__") else value
     return values

@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.registry import Registry
+from sparsehpc.core.spec import Scalar
+from sparsehpc.pruning.patterns import Pattern, parse_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +31,19 @@ METHODS: Registry[type[Method]] = Registry("method", "sparsehpc.pruning.methods"
 UNSTRUCTURED = "unstructured"
 
 Statistic = Literal["input_norm", "hessian"]
+
+
+def kept_of(pattern: str) -> tuple[int, int] | None:
+    """N and M of a pattern that keeps N of M weights, None for every other pattern.
+
+    >>> kept_of("2:4"), kept_of("unstructured")
+    ((2, 4), None)
+    """
+    kept, colon, group = pattern.partition(":")
+    if colon and kept.isdecimal() and group.isdecimal():
+        return int(kept), int(group)
+    return None
+
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +101,10 @@ class Method(ABC):
         Statistics of the layer inputs it needs; empty for methods without data.
     patterns
         Patterns it can produce.
+    allocations
+        Ways it can spread the budget over layers; ``default`` is its own rule.
+    refits
+        Whether its kept weights can be re-optimised afterwards (``refit = true``).
     """
 
     name: ClassVar[str]
@@ -93,6 +113,8 @@ class Method(ABC):
     formula: ClassVar[str]
     statistics: ClassVar[tuple[Statistic, ...]] = ()
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
+    allocations: ClassVar[tuple[str, ...]] = ("default",)
+    refits: ClassVar[bool] = False
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, pruning: Pruning, options: Options) -> None:
@@ -103,6 +125,37 @@ class Method(ABC):
     def needs_calibration(cls) -> bool:
         """Whether the method reads calibration text."""
         return bool(cls.statistics)
+
+    @classmethod
+    def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
+        """Why the combination cannot be on these prunable parameters, or None where it can. Asked at plan time."""
+        kept = kept_of(pruning.pattern)
+        if kept is not None:
+            for parameter in parameters:
+                if parameter.shape[-1] % kept[1]:
+                    return f"{parameter.name} has {parameter.shape[-1]} columns, no multiple of {kept[1]}"
+        return None
+
+    @property
+    def pattern(self) -> Pattern:
+        """The combination's pattern of zeros."""
+        return parse_pattern(self.pruning.pattern)
+
+    @classmethod
+    def survey_all(
+        cls, methods: Sequence[Method], parameters: Sequence[Parameter], read: Callable[[str], torch.Tensor]
+    ) -> None:
+        """Survey for several combinations of this method at once; those that can share passes override this.
+
+        Parameters
+        ----------
+        methods
+            Objects of this class with the same targets.
+        parameters, read
+            As for `survey`.
+        """
+        for method in methods:
+            method.survey(parameters, read)
 
     def survey(self, parameters: Sequence[Parameter], read: Callable[[str], torch.Tensor]) -> None:
         """Look at all weights once before the walk; only methods that rank across layers override this.
@@ -129,3 +182,51 @@ class Method(ABC):
             By name: ``input_norm`` (in_features, float64: root of the sum of squares over calibration tokens),
             ``hessian`` (in_features x in_features, float64 or float32 as `statistics.DTYPE` says: X X^T summed).
         """
+
+
+def build_options(name: str, values: Mapping[str, Scalar]) -> Options:
+    """Options of the method called ``name`` from a study file; every problem in one `UserErrors`."""
+    kind = METHODS.get(name).options_type
+    hints = get_type_hints(kind)
+    problems: list[str] = []
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            problems.append(unknown("option", key, hints))
+        elif (problem := _type_problem(hints[key], value)) is not None:
+            problems.append(f"option {key!r} {problem}, not {value!r}")
+        else:
+            checked[key] = float(value) if hints[key] is float else value
+    if problems:
+        raise UserErrors(f"options of method {name!r}", problems)
+    return kind(**checked)
+
+
+def canonical_options(name: str, values: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
+    """Options that differ from the method's defaults, checked and sorted by name, as `Pruning.options` keeps them."""
+    built = build_options(name, values)
+    given = ((field.name, getattr(built, field.name), field.default) for field in dataclasses.fields(built))
+    return tuple(sorted((key, value) for key, value, default in given if value != default))
+
+
+def make_method(pruning: Pruning) -> Method:
+    """Build the method of one combination; `UserError` where it cannot be."""
+    kind = METHODS.get(pruning.method)
+    pattern = parse_pattern(pruning.pattern)
+    if pattern.name not in kind.patterns:
+        raise UserError(
+            f"method {kind.name!r} cannot produce pattern {pattern.name!r}", f"legal: {', '.join(kind.patterns)}"
+        )
+    if kind.needs_calibration() and pruning.calibration is None:
+        raise UserError(f"method {kind.name!r} needs calibration text", "add a [calibration] table to the study")
+    return kind(pruning, build_options(pruning.method, dict(pruning.options)))
+
+
+def _type_problem(hint: Any, value: object) -> str | None:
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else f"must be one of {', '.join(map(repr, get_args(hint)))}"
+    if hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return None if fits else "must be a number"
+    fits = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    return None if fits else f"must be of type {hint.__name__}"
