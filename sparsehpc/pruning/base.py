@@ -33,18 +33,6 @@ UNSTRUCTURED = "unstructured"
 Statistic = Literal["input_norm", "hessian"]
 
 
-def kept_of(pattern: str) -> tuple[int, int] | None:
-    """N and M of a pattern that keeps N of M weights, None for every other pattern.
-
-    >>> kept_of("2:4"), kept_of("unstructured")
-    ((2, 4), None)
-    """
-    kept, colon, group = pattern.partition(":")
-    if colon and kept.isdecimal() and group.isdecimal():
-        return int(kept), int(group)
-    return None
-
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
@@ -129,11 +117,11 @@ class Method(ABC):
     @classmethod
     def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
         """Why the combination cannot be on these prunable parameters, or None where it can. Asked at plan time."""
-        kept = kept_of(pruning.pattern)
-        if kept is not None:
-            for parameter in parameters:
-                if parameter.shape[-1] % kept[1]:
-                    return f"{parameter.name} has {parameter.shape[-1]} columns, no multiple of {kept[1]}"
+        pattern = parse_pattern(pruning.pattern)
+        for parameter in parameters:
+            rows, columns = parameter.shape
+            if (reason := pattern.unsupported(rows, columns)) is not None:
+                return f"{parameter.name}: {reason}"
         return None
 
     @property
