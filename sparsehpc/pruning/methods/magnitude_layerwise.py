@@ -1,0 +1,36 @@
+"""Magnitude pruning of every matrix by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sparsehpc.pruning.base import METHODS, Method, Pruned, Site
+from sparsehpc.pruning.patterns import removed_count
+
+if TYPE_CHECKING:
+    import torch
+
+
+@METHODS.register("magnitude-layerwise")
+class MagnitudeLayerwise(Method):
+    """Remove the same share of every matrix: its smallest abs(w), or its blocks of the smallest sum of squares."""
+
+    name = "magnitude-layerwise"
+    title = "Magnitude (per matrix)"
+    citation = (
+        "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015"
+    )
+    formula = "score = |w|; the floor(s n) smallest of the n weights of each matrix go"
+    patterns = ("unstructured", "block8x8", "block16x16")
+
+    def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
+        """Remove the smallest weights of one matrix."""
+        from sparsehpc.pruning.selection import check_weight, expand_blocks, find_cuts, remove, square_blocks
+
+        name, pattern = site.parameter.name, self.pattern
+        check_weight(weight, name)
+        ranked = square_blocks(weight, pattern.rows, pattern.columns) if pattern.kind == "block" else weight
+        count = removed_count(self.pruning.fraction, ranked.numel())
+        mask = find_cuts([name], lambda _: ranked, [count])[0].mask(ranked, 0)
+        return Pruned(remove(weight, expand_blocks(mask, pattern.rows, pattern.columns)))
