@@ -33,7 +33,6 @@ UNSTRUCTURED = "unstructured"
 Statistic = Literal["input_norm", "hessian"]
 
 
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Options of a method; a subclass lists them with their defaults."""
