@@ -1,0 +1,84 @@
+"""What a task of an array runs on its node: ``python -m slurm.task FOLDER``.
+
+It reads the one payload that the submission wrote, after checking that nobody else could have written it, and runs
+the task's callable under submitit's signal handling. A restarted task starts from the payload again: products on disk
+are the state, no pickle written on a node is ever read back.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from slurm.node import node_local_folders
+from sparsehpc.core.errors import SparseHPCError
+
+PAYLOAD = "payload.pkl"
+
+
+def read_payload(folder: Path) -> list[Any]:
+    """Unpickle a submission's payload.
+
+    Raises
+    ------
+    SparseHPCError
+        If it is a link, belongs to another user or could have been changed by one.
+    """
+    path = folder / PAYLOAD
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise SparseHPCError(f"the payload {path} cannot be read: {error}; submit again") from error
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise SparseHPCError(f"the payload {path} belongs to user {found.st_uid}, not to you: it is not run")
+        if found.st_mode & 0o022:
+            raise SparseHPCError(
+                f"the payload {path} can be written by others (mode {stat.S_IMODE(found.st_mode):o}): it is not run; "
+                "submit again"
+            )
+        calls: list[Any] = pickle.load(file)  # noqa: S301 - written by this user, checked above
+    return calls
+
+
+def run(folder: Path) -> None:
+    """Run this array task's callable and leave its result beside the logs, as submitit does."""
+    from submitit.core import job_environment, utils
+
+    os.environ["SUBMITIT_FOLDER"] = str(folder)
+    environment = job_environment.JobEnvironment()
+    paths = environment.paths
+    call = read_payload(folder)[int(environment.array_task_id or 0)]
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    # Every restart uses up one of the time-outs submitit grants; a preempted task is requeued all the same.
+    call.set_timeout(call._timeout_min, max(0, call._timeout_countdown - restarts))
+    for leftover in folder.glob(f"{environment.job_id}_*.save_tmp"):
+        leftover.unlink(missing_ok=True)  # of an attempt killed while it wrote; submitit would stop at it
+    print(f"task {environment.job_id} on {environment.hostname}, restart {restarts}", flush=True)  # noqa: T201
+    environment._handle_signals(paths, call)
+    try:
+        outcome = ("success", call.result())
+    except Exception:
+        with utils.temporary_save_path(paths.result_pickle) as temporary:
+            utils.cloudpickle_dump(("error", traceback.format_exc()), temporary)
+        raise
+    with utils.temporary_save_path(paths.result_pickle) as temporary:
+        utils.cloudpickle_dump(outcome, temporary)
+
+
+def main() -> None:
+    """Entry point."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m slurm.task SUBMISSION_FOLDER (inside a job array)")
+    with node_local_folders():
+        run(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The exact script of every shipped profile, frozen."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slurm import profile as profiles
+from slurm.profile import load_profile, parse_profile
+from slurm.resources import Resources
+from slurm.sbatch import check_folder, job_name, sbatch_text
+from slurm.script import hand_script
+from sparsehpc.core.errors import UserError
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "sbatch"
+CLASSES = [
+    Resources(name="cpu", cpus=2, memory_gib=8, minutes=30),
+    Resources(name="gpu", cpus=4, memory_gib=7.5, minutes=90, gpus=1),
+]
+CELL = "0123456789abcdef0123"
+PYTHON = "/opt/env/bin/python"
+
+
+def compare(name, text):
+    path = GOLDEN / name
+    if os.environ.get("ACCEPT_GOLDEN"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.is_file(), f"{path} is missing; ACCEPT_GOLDEN=1 pytest {__file__} writes it"
+    assert text == path.read_text(), (
+        f"the script {name} changed. If that is meant, accept it with\n"
+        f"  ACCEPT_GOLDEN=1 pytest {__file__}\nand look at `git diff {path}` before you commit."
+    )
+
+
+@pytest.mark.parametrize("resources", CLASSES, ids=lambda item: item.name)
+@pytest.mark.parametrize("name", [path.stem for path in sorted(profiles.SHIPPED.glob("*.toml"))])
+def test_array_script(name, resources):
+    text = sbatch_text(
+        load_profile(str(profiles.SHIPPED / f"{name}.toml")),
+        resources, Path("/runs/study/submissions/0a"), 40, "study-0a",
+        python=PYTHON, environment={"SPARSEHPC_HOME": "/shared/models"},
+    )  # fmt: skip
+    compare(f"{name}-{resources.name}.sh", text)
+
+
+def test_hand_script():
+    profile = load_profile(str(profiles.SHIPPED / "generic-cpu.toml"))
+    compare("hand.sh", hand_script(Path("/runs/study"), CELL, CLASSES[0], profile, python=PYTHON, environment={}))
+
+
+def directives(text):
+    return re.findall(r"^#SBATCH (--\S+)", text, re.MULTILINE)
+
+
+def render(job, resources=CLASSES[1], folder=Path("/r/s")):
+    profile = parse_profile(job, name="x", where="x")
+    return sbatch_text(profile, resources, folder, 3, "n", python=PYTHON, environment={})
+
+
+def test_every_directive_can_be_unset():
+    everything = list(profiles.DIRECTIVES)
+    assert directives(render(f"[job]\naccount='a'\nunset={everything}")) == []
+
+
+def test_wckey_is_never_asked_for_unless_wished():
+    assert "--wckey" not in render("")
+    assert "#SBATCH --wckey=mine" in render("[job.extra]\nwckey='mine'")
+
+
+@pytest.mark.parametrize(
+    ("style", "line"),
+    [
+        ("gres", "--gres=gpu:a100:1"),
+        ("gpus-per-node", "--gpus-per-node=a100:1"),
+        ("gpus-per-task", "--gpus-per-task=a100:1"),
+    ],
+)
+def test_gpu_styles(style, line):
+    assert line in directives(render(f"[job]\ngpus_by='{style}'\ngpu_type='a100'"))
+    assert not [option for option in directives(render("[job]\ngpus_by='none'")) if "gpu" in option or "gres" in option]
+
+
+def test_memory_styles():
+    assert "--mem=7680M" in directives(render(""))
+    assert "--mem-per-cpu=1920M" in directives(render("[job]\nmemory_by='mem-per-cpu'"))
+    assert not [option for option in directives(render("[job]\nmemory_by='none'")) if option.startswith("--mem")]
+
+
+def test_without_srun_the_program_gets_the_signal_itself():
+    text = render("[job]\nsrun=false")
+    assert "--signal=B:USR2@90" in directives(text)
+    assert text.splitlines()[-1].startswith("exec /opt/env/bin/python -u -m slurm.task")
+
+
+def test_only_the_cell_is_wrapped():
+    text = render("[job]\nwrapper=['apptainer','exec','$IMAGE']\npython='python3'\nsetup=['module load apptainer']")
+    assert text.splitlines()[-1].endswith('apptainer exec "$IMAGE" python3 -u -m slurm.task /r/s')
+
+
+@pytest.mark.parametrize("name", ["a\n#SBATCH --uid=0", "$(touch x)", "../../x", "", "é" * 80])
+def test_a_name_cannot_become_another_directive(name):
+    clean = job_name(name)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,64}", clean)
+
+
+@pytest.mark.parametrize("folder", ["/a/%j", "/a\\b", "/a\nb"])
+def test_folders_that_slurm_would_read_otherwise_are_refused(folder):
+    with pytest.raises(UserError, match="cannot be used"):
+        check_folder(Path(folder))
+
+
+def test_odd_but_legal_folders_are_quoted(tmp_path):
+    text = render("[job]\nsrun=false\nunset=['export']", folder=Path("/tmp/it's $HOME; echo"))
+    script = tmp_path / "s.sh"
+    script.write_text(text.replace(f"exec {PYTHON}", "printf '%s\\n'"))
+    out = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "/tmp/it's $HOME; echo"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(profiles.SHIPPED.glob("*.toml"))])
+def test_scripts_are_sound_shell(name, tmp_path):
+    script = tmp_path / "s.sh"
+    script.write_text(sbatch_text(load_profile(name), CLASSES[0], Path("/r"), 2, "n"))
+    subprocess.run(["bash", "-n", str(script)], check=True)
