@@ -217,7 +217,7 @@ def _fields(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
 def _without_defaults(item: Any) -> dict[str, Any]:
     """Fields of a dataclass that differ from their defaults, nested ones likewise."""
     values: dict[str, Any] = {}
-    for name, default in _fields(type(item)):
+    for name, default in _fields(item.__class__):
         value = getattr(item, name)
         if default is not dataclasses.MISSING and (value is default or value == default):
             continue
@@ -228,7 +228,7 @@ def _without_defaults(item: Any) -> dict[str, Any]:
 def _as_dict(item: Any) -> dict[str, Any]:
     """Every field of a dataclass, nested ones likewise; plain values are shared, not copied."""
     values = {}
-    for name, _ in _fields(type(item)):
+    for name, _ in _fields(item.__class__):
         value = getattr(item, name)
         values[name] = _as_dict(value) if hasattr(value, "__dataclass_fields__") else value
     return values
