@@ -77,7 +77,7 @@ def write_random_snapshot(
     config
         Content of config.json; ``model_type`` and sizes are enough.
     folder
-        Becomes the snapshot, which can be used by this path as a model; existing files of the same name are replaced.
+        Becomes the snapshot, which can be used by this path as a model; weights in it are replaced.
     seed
         Same seed, same weights.
     dtype
@@ -102,6 +102,8 @@ def write_random_snapshot(
     family, structure = family_of(config), structure_from_config(config)
     deviation = float(family.complete(config)[family.initializer])
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("model*.safetensors*"):
+        stale.unlink()
     written = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": dtype}
     (folder / "config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if tokenizer is None:

@@ -11,10 +11,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.files import sha256_file, write_text
 from sparsehpc.models.family import structure_from_config
+from sparsehpc.models.home import safe_name
+from sparsehpc.models.target import Target, resolve
 from sparsehpc.models.weight_files import TensorHeader, headers_of, read_tensors
 
 if TYPE_CHECKING:
@@ -186,7 +190,9 @@ class Snapshot:
                 raise ValueError(f"version {manifest['version']}, this program reads {_VERSION}")
             fields = {f.name: manifest[f.name] for f in dataclasses.fields(cls) if f.name not in ("path", "config")}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} is no readable snapshot: {error}", "sparsehpc prepare MODEL makes one") from error
+            raise UserError(
+                f"{folder} is no readable snapshot: {error}", "sparsehpc prepare MODEL makes one"
+            ) from error
         return cls(path=folder, config=config, **fields)
 
 
@@ -230,3 +236,70 @@ def seal(
     snapshot = Snapshot.load(folder)
     snapshot.headers()
     return snapshot
+
+
+def snapshot_folder(target: Target) -> Path | None:
+    """Folder of a prepared model, or None where there is none."""
+    if target.kind == "folder" and target.path is not None and (target.path / MANIFEST).is_file():
+        return target.path
+    candidates = [] if target.revision is None else [target.folder / safe_name(target.revision)]
+    with contextlib.suppress(OSError):
+        candidates.append(target.folder / safe_name(target.reference.read_text(encoding="utf-8").strip()))
+    for folder in candidates:
+        if (folder / MANIFEST).is_file():
+            return folder
+    return None
+
+
+def open_snapshot(model: str, revision: str | None = None) -> Snapshot:
+    """Open a prepared model.
+
+    Parameters
+    ----------
+    model, revision
+        As in a study file; see `sparsehpc.models.target.resolve`.
+
+    Raises
+    ------
+    UserError
+        The model is unknown or not prepared; the command that prepares it is given.
+    """
+    target = resolve(model, revision)
+    folder = snapshot_folder(target)
+    if folder is None:
+        raise UserError(f"{target.model} is not prepared (looked in {target.folder})", prepare_command(target))
+    return dataclasses.replace(Snapshot.load(folder), model=target.model)
+
+
+def is_prepared(model: str, revision: str | None = None) -> bool:
+    """Whether `open_snapshot` would find the model."""
+    return snapshot_folder(resolve(model, revision)) is not None
+
+
+def prepare_command(target: Target) -> str:
+    """Say which command prepares a model, and where to run it."""
+    command = f"sparsehpc prepare {shlex.quote(target.model)}"
+    if target.kind != "hub":
+        return f"run: {command}"
+    pinned = target.shipped.revision if target.shipped else "main"
+    if target.revision != pinned:
+        command += f" --revision {shlex.quote(str(target.revision))}"
+    return f"run, where there is internet and with the same SPARSEHPC_HOME: {command}"
+
+
+def structure_of(model: str, revision: str | None = None) -> Structure:
+    """Every parameter of a model by role, without torch and, where its config ships, without a snapshot.
+
+    Raises
+    ------
+    UserError
+        The model is unknown, or its config is not known before it is prepared.
+    """
+    target = resolve(model, revision)
+    folder = snapshot_folder(target)
+    if folder is not None:
+        return Snapshot.load(folder).structure
+    config = target.config()
+    if config is None:
+        raise UserError(f"the shape of {target.model} is known only once it is prepared", prepare_command(target))
+    return structure_from_config(config)

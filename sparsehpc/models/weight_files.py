@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sparsehpc.core.errors import UserError
 
@@ -85,15 +85,15 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return headers
 
 
-def _tensor_header(file: str, start: int, entry: Mapping[str, object]) -> TensorHeader:
-    shape, (begin, end) = entry["shape"], entry["data_offsets"]  # type: ignore[misc]
+def _tensor_header(file: str, start: int, entry: Mapping[str, Any]) -> TensorHeader:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unsupported element type {entry['dtype']!r}; supported: {', '.join(DTYPES)}")
-    dtype, width = DTYPES[str(entry["dtype"])]
-    header = TensorHeader(tuple(int(n) for n in shape), dtype, file, start + begin, end - begin)  # type: ignore[attr-defined]
-    if header.nbytes != math.prod(header.shape) * width or begin < 0:
-        raise ValueError(f"shape {header.shape} of {dtype} does not fill {header.nbytes} bytes")
-    return header
+    dtype, width = DTYPES[entry["dtype"]]
+    shape = tuple(int(n) for n in entry["shape"])
+    begin, end = (int(n) for n in entry["data_offsets"])
+    if end - begin != math.prod(shape) * width or begin < 0:
+        raise ValueError(f"shape {shape} of {dtype} does not fill {end - begin} bytes")
+    return TensorHeader(shape, dtype, file, start + begin, end - begin)
 
 
 def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
@@ -110,7 +110,7 @@ def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str,
     for file in sorted({h.file for h in headers.values()}):
         here = sorted((h.offset, name) for name, h in headers.items() if h.file == file)
         try:
-            with (folder / file).open("rb", buffering=0) as handle:
+            with (folder / file).open("rb") as handle:
                 for offset, name in here:
                     header = headers[name]
                     tensor = torch.empty(header.shape, dtype=getattr(torch, header.dtype))
@@ -122,14 +122,14 @@ def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str,
     return {name: tensors[name] for name in headers}
 
 
-def _fill(handle: object, tensor: torch.Tensor, nbytes: int, path: Path) -> None:
+def _fill(file: BinaryIO, tensor: torch.Tensor, nbytes: int, path: Path) -> None:
     import torch
 
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if nbytes else memoryview(b"")
-    done = 0
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    view, done = memoryview(array), 0
     while done < nbytes:
         # One call reads at most 2 GiB on Linux; network file systems may return less.
-        read = handle.readinto(view[done:])  # type: ignore[attr-defined]
+        read = file.readinto(view[done:])  # type: ignore[attr-defined]
         if not read:
             raise UserError(f"{path} is truncated: {nbytes - done} bytes of a tensor are missing")
         done += read
