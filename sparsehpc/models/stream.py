@@ -71,8 +71,7 @@ class StoredLinear(nn.Module):
             raise SparseHPCError(f"{self.name} is used before its weight is loaded")
         if self.observer is not None:
             self.observer(self.name, x)
-        y = self.stored.linear(x.reshape(-1, x.shape[-1]), self.bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return self.stored.linear(x, self.bias)
 
 
 class LayerWalk:
@@ -113,6 +112,7 @@ class LayerWalk:
         self._calls: dict[int, Call] = {}
         self._entrance: torch.Tensor | None = None
         self._recording: Call | None = None
+        self._entered: torch.Tensor | None = None
         for index, layer in enumerate(self.layers):
             layer.forward = self._identity(index)
 
@@ -222,6 +222,8 @@ class LayerWalk:
         finally:
             self._recording = None
         hidden, self._entered = self._entered, None
+        if hidden is None:
+            raise SparseHPCError(f"{self.structure.model_type}: the decoder never reached its first layer")
         if cache is not None:
             return hidden, call
         # Arguments depend on the length alone: keep one set per length.

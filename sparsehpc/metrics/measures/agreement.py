@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.metrics.base import METRICS, Metric, WindowView
@@ -14,7 +15,7 @@ class Agreement(Metric):
 
     name = "agreement"
     summary = "share of positions where the cell's most likely token is the dense model's; rank; accuracy"
-    better = {
+    better: ClassVar[dict[str, str]] = {
         "top1_agreement": "higher",
         "mean_rank": "lower",
         "accuracy": "higher",

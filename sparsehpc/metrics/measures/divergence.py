@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.metrics.base import METRICS, Metric, WindowView
@@ -14,7 +15,7 @@ class Divergence(Metric):
 
     name = "divergence"
     summary = "KL(dense || cell) in nats per position, softmax sums in float64"
-    better = {"kl": "lower"}
+    better: ClassVar[dict[str, str]] = {"kl": "lower"}
 
     def window(self, view: WindowView) -> Iterator[Measurement]:
         """One row per window."""

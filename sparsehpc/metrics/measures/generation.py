@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.metrics.base import METRICS, Metric, ModelView
@@ -18,7 +19,7 @@ class Generation(Metric):
 
     name = "generation"
     summary = "greedy continuations of 20 prompts: first divergence, share equal, share of distinct bigrams"
-    better = {
+    better: ClassVar[dict[str, str]] = {
         "generation_first_divergence": "higher",
         "generation_share_equal": "higher",
         "generation_distinct_bigrams": "higher",
@@ -46,4 +47,4 @@ class Generation(Metric):
 def bigrams(tokens: torch.Tensor) -> set[tuple[int, int]]:
     """Return the distinct pairs of neighbouring tokens."""
     values = tokens.tolist()
-    return set(zip(values, values[1:], strict=False))
+    return set(itertools.pairwise(values))

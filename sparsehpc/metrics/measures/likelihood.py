@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.metrics.base import METRICS, Metric, WindowView
@@ -15,7 +16,7 @@ class Likelihood(Metric):
 
     name = "likelihood"
     summary = "negative log-likelihood (nats per token), perplexity, bits per byte; of the cell and of dense"
-    better = {"nll": "lower", "perplexity": "lower", "bits_per_byte": "lower"}
+    better: ClassVar[dict[str, str]] = {"nll": "lower", "perplexity": "lower", "bits_per_byte": "lower"}
 
     def window(self, view: WindowView) -> Iterator[Measurement]:
         """Rows of one window, for the cell and for dense."""

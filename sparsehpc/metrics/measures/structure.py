@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DTYPE_BYTES
@@ -98,7 +99,7 @@ class Structure(Metric):
 
     name = "structure"
     summary = "parameters, non-zeros, bytes by component and FLOPs per token, by tensor, layer, group and model"
-    better = {
+    better: ClassVar[dict[str, str]] = {
         "bytes_total": "lower",
         "bytes_ratio": "lower",
         "flops_theoretical": "lower",
@@ -133,9 +134,7 @@ class Structure(Metric):
         yield reference("bytes_dense_published", params * DTYPE_BYTES[view.published_dtype], "bytes")
         if view.source_bytes:
             yield reference("bytes_source_file", view.source_bytes, "bytes")
-        yield reference(
-            "attention_flops_per_context_token", view.structure.attention_flops_per_context_token, "flops"
-        )
+        yield reference("attention_flops_per_context_token", view.structure.attention_flops_per_context_token, "flops")
         break_even = variant.break_even_sparsity(view.cell.dtype)
         if break_even is not None:
             yield reference("break_even_sparsity", break_even, "1")
