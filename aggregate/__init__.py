@@ -1,1 +1,1 @@
-"""What it all says: shards to tables to figures to report. No torch here."""
+"""What it all says: shards to coverage, tables, figures and a report."""

@@ -1,0 +1,47 @@
+"""Aggregate a run: what other packages call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aggregate import scan as scanning
+from aggregate.reduce import SHARDS_PER_TASK, reduce_shards
+from aggregate.scan import Coverage
+from aggregate.tables import build_tables, write_tables
+from sparsehpc.core.layout import RunFolder
+
+
+def aggregate_run(
+    run: RunFolder, *, shards_per_task: int = SHARDS_PER_TASK, scheduler: Any = "threads", figures: bool = True
+) -> Coverage:
+    """Read every shard of a run and write its tables and figures; a partial run gives what it has.
+
+    Idempotent: deleting ``tables`` and ``figures`` loses nothing.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    shards_per_task
+        Whole shards per Dask task.
+    scheduler
+        What ``dask.compute`` shall use.
+    figures
+        Also draw the figures.
+
+    Returns
+    -------
+    Coverage
+        Planned cells and the state of each, after their figures were read.
+    """
+    coverage = scanning.scan(run)
+    positions = scanning.done_positions(coverage)
+    rows = [row for row in coverage.rows if row is not None]
+    reduced = reduce_shards(run, positions, rows, shards_per_task=shards_per_task, scheduler=scheduler)
+    coverage = coverage.with_damage(dict(reduced.damage))
+    write_tables(run, build_tables(coverage, reduced))
+    if figures:
+        from aggregate.figures import draw_figures
+
+        draw_figures(run)
+    return coverage

@@ -1,0 +1,57 @@
+"""Perplexity against sparsity, on a logarithmic axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aggregate.figures.curves import draw_curves
+from aggregate.figures.data import ModelData
+from aggregate.figures.style import VERMILLION, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "perplexity"
+TITLE = "Perplexity against sparsity"
+CAPTION = (
+    "exp of the mean negative log-likelihood (nats) of the evaluation tokens, logarithmic axis. Bands: 95 % intervals. "
+    "Crosses: worse than guessing, above the size of the vocabulary."
+)
+
+
+def draw(data: ModelData) -> Figure | None:
+    """Lines over sparsity, the dense model's perplexity as a horizontal line."""
+    if data.pruned.empty or data.pruned["perplexity"].isna().all():
+        return None
+    figure, axes = new_figure(f"Perplexity · {data.subject.title}", data.trained)
+    draw_curves(axes, data, "perplexity")
+    axes.set_yscale("log")
+    dense = data.table["perplexity_dense"].dropna()
+    if len(dense):
+        axes.axhline(dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {dense.iloc[0]:,.4g}")
+    worse = data.pruned[data.pruned["mark"].fillna("").str.contains("worse than guessing")]
+    if len(worse):
+        axes.plot(
+            100 * worse["sparsity_target"],
+            worse["perplexity"],
+            "x",
+            color=VERMILLION,
+            markersize=9,
+            label="worse than guessing",
+        )
+    axes.set_ylabel("perplexity")
+    _plain_ticks(axes)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _plain_ticks(axes: object) -> None:
+    """Write 20, 50, 100 instead of powers of ten, which few readers compare at sight."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    y = axes.yaxis  # type: ignore[attr-defined]
+    low, high = y.get_view_interval()
+    narrow = high / low < 100
+    y.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1,), numticks=12))
+    y.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    y.set_minor_formatter(NullFormatter())

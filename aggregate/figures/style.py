@@ -1,0 +1,132 @@
+"""How every figure looks: palette, labels, marks. The same variant has the same colour everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from sparsehpc.core import schema
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's palette: told apart with any colour vision.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+
+#: Variants that come with sparsehpc keep their colour in every run; others take what is left, in name order.
+_KNOWN = {
+    "dense": BLACK,
+    "masked": BLUE,
+    "csr": VERMILLION,
+    "csr-int64": ORANGE,
+    "bitmask": GREEN,
+    "bitmap": GREEN,
+}
+_FREE = (SKY, PURPLE, YELLOW, GREEN, ORANGE, VERMILLION, BLUE)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+_LINES = ("-", "--", "-.", ":")
+
+GROUP_COLOURS = dict(zip(schema.GROUPS, (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY), strict=True))
+
+#: Parts of a stored model from the ground of a bar upwards, with the hatch that tells them apart in grey.
+COMPONENTS = {
+    "weight": ("dense weights", ""),
+    "values": ("values", ""),
+    "indices": ("indices", "////"),
+    "offsets": ("offsets", "xxxx"),
+    "mask": ("mask", "...."),
+    "scales": ("scales", "\\\\\\\\"),
+    "bias": ("biases", "++++"),
+}
+
+MIB = 2**20
+UNTRAINED = "untrained: random weights"
+DPI = 150
+
+_LONGEST_LABEL = 60
+
+
+class Look(NamedTuple):
+    """Colour and marker of a series."""
+
+    colour: str
+    marker: str
+
+
+def looks(variants: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of each variant, the same whatever else the run holds of the known ones."""
+    names = sorted(set(variants))
+    unknown = [name for name in names if name not in _KNOWN]
+    colours = {**_KNOWN, **{name: _FREE[index % len(_FREE)] for index, name in enumerate(unknown)}}
+    markers = [*_KNOWN, *unknown]
+    return {name: Look(colours[name], _MARKERS[markers.index(name) % len(_MARKERS)]) for name in names}
+
+
+def line_style(index: int) -> str:
+    """Dash pattern of the n-th method."""
+    return _LINES[index % len(_LINES)]
+
+
+def mix(colour: str, white: float) -> tuple[float, float, float]:
+    """Lighten a colour towards white by a fraction."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(colour)
+    return (red + (1 - red) * white, green + (1 - green) * white, blue + (1 - blue) * white)
+
+
+def label(text: str) -> str:
+    """Make a name safe to draw: no mathematics, no control characters, no glyph the font lacks, not too long."""
+    known = _glyphs()
+    drawn = "".join(
+        letter if ord(letter) in known else "\N{WHITE SQUARE}" for letter in text if letter.isprintable()
+    ).replace("$", r"\$")
+    return drawn if len(drawn) <= _LONGEST_LABEL else f"{drawn[: _LONGEST_LABEL - 1]}…"
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as people write a sparsity: 30 %, 12.5 %."""
+    return f"{100 * fraction:.4g} %"
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def new_figure(title: str, trained: bool, *, width: float = 7.5, height: float = 4.5) -> tuple[Figure, Axes]:
+    """Empty figure with a title, and the mark that every figure of an untrained model carries."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if not trained:
+        figure.text(
+            0.995,
+            0.995,
+            UNTRAINED,
+            ha="right",
+            va="top",
+            fontsize=9,
+            color="white",
+            bbox={"facecolor": VERMILLION, "edgecolor": "none", "pad": 3},
+        )
+        # Room above the title, so that the mark covers nothing.
+        axes.set_title(f"\n{title}", loc="left", fontsize=11)
+    return figure, axes

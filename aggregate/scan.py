@@ -1,0 +1,149 @@
+"""What should exist against what does: the plan, and the state of every cell's shard."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparsehpc.core import schema, shards
+from sparsehpc.core.errors import UserError
+from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.shards import ShardState
+
+#: States in the order people want to read them.
+STATES = ("done", "failed", "damaged", "missing")
+
+#: Threads that look at shards: the wait is for the file system, not for the processor.
+_LOOKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The plan beside the state of each of its cells.
+
+    Parameters
+    ----------
+    plan
+        Rows in `schema.PLAN`, in plan order.
+    states
+        One state per row of the plan.
+    rows
+        The cell's own row (`schema.CELL`) where its shard is done, None elsewhere.
+    """
+
+    plan: pa.Table
+    states: tuple[ShardState, ...]
+    rows: tuple[dict[str, Any] | None, ...]
+
+    @property
+    def cell_ids(self) -> list[str]:
+        """Identifiers of all planned cells, in plan order."""
+        return [str(value) for value in self.plan.column("cell_id").to_pylist()]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """``expected`` and the number of cells in each state."""
+        found = Counter(state.state for state in self.states)
+        return {"expected": len(self.states), **{name: found[name] for name in STATES}}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned cell is done."""
+        return all(state.state == "done" for state in self.states)
+
+    def with_damage(self, damage: dict[int, str]) -> Coverage:
+        """Mark cells (by position in the plan) whose figures turned out to be damaged when they were read."""
+        if not damage:
+            return self
+        return Coverage(
+            self.plan,
+            tuple(
+                ShardState("damaged", damage[position]) if position in damage else state
+                for position, state in enumerate(self.states)
+            ),
+            tuple(None if position in damage else row for position, row in enumerate(self.rows)),
+        )
+
+    def table(self) -> pa.Table:
+        """The ``coverage`` table: keys of each planned cell, its state, cause and reason."""
+        table = self.plan.drop_columns(["spec"])
+        for name in ("state", "cause", "reason"):
+            table = table.append_column(name, pa.array([getattr(state, name) for state in self.states], pa.string()))
+        return table
+
+
+def read_plan(run: RunFolder) -> pa.Table:
+    """Read the plan of a run; `UserError` where the folder is none of ours."""
+    try:
+        table = pq.read_table(pa.BufferReader(run.plan.read_bytes()))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{run.root} is not a run folder: it holds no {run.plan.name}",
+            "sparsehpc run STUDY --out DIR makes one",
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"the plan of {run.root} cannot be read: {error}", "make the run folder again from its study.toml"
+        ) from error
+    version = (table.schema.metadata or {}).get(b"sparsehpc.schema_version", b"none").decode()
+    if version != str(schema.SCHEMA_VERSION) or not table.schema.equals(schema.PLAN, check_metadata=False):
+        raise UserError(
+            f"the plan of {run.root} has schema version {version}; this sparsehpc reads {schema.SCHEMA_VERSION}",
+            "use the sparsehpc that made the run (its version is in provenance.json), or make the run again",
+        )
+    return table.sort_by("order")
+
+
+def scan(run: RunFolder, *, verify: bool = False, plan: pa.Table | None = None) -> Coverage:
+    """Look at every planned cell.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    verify
+        Also read the measurements and compare their digest; `aggregate.reduce` does so anyway when it
+        reads them, so the default looks at the cells' rows only.
+    plan
+        The plan, if it was read already.
+    """
+    table = read_plan(run) if plan is None else plan
+    ids = [str(value) for value in table.column("cell_id").to_pylist()]
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        found = list(pool.map(lambda cell_id: _look(run, cell_id, verify), ids, chunksize=64))
+    return Coverage(table, tuple(state for state, _ in found), tuple(row for _, row in found))
+
+
+def relative_reason(run: RunFolder, reason: str) -> str:
+    """Drop the run folder's own place from a message, so that tables and reports name no home folder."""
+    prefixes = {str(run.root), os.path.abspath(run.root), str(Path(run.root).resolve())}  # noqa: PTH100
+    for prefix in sorted(prefixes - {".", "/"}, key=len, reverse=True):
+        reason = reason.replace(f"{prefix}{os.sep}", "")
+    return reason
+
+
+def done_positions(coverage: Coverage) -> Sequence[int]:
+    """Positions in the plan of the cells that are done."""
+    return [position for position, state in enumerate(coverage.states) if state.state == "done"]
+
+
+def _look(run: RunFolder, cell_id: str, verify: bool) -> tuple[ShardState, dict[str, Any] | None]:
+    folder = run.cell(cell_id)
+    try:
+        row = shards.read_row(folder, cell_id)
+        if verify:
+            shards.read_measurements(folder, row)
+        elif not folder.measurements.is_file():
+            return ShardState("damaged", f"{folder.measurements.name} is missing"), None
+    except (shards.ShardError, OSError):
+        state = shards.shard_state(folder, cell_id, verify=verify)
+        return state._replace(reason=relative_reason(run, state.reason)), None
+    return ShardState("done"), row
