@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/ study.toml  plan.parquet  provenance.json
+    RUN/ study.toml  plan.parquet  provenance.json  inputs.json
          tokens/<key>.npz                      evaluation and calibration tokens, fixed when the run was made
          cells/<2 hex>/<cell_id>/              measurements.parquet, cell.parquet (the commit mark), failure.json
          submissions/<id>/                     ledger.json and what the scheduler's tools leave
@@ -51,6 +51,11 @@ class RunFolder:
     def provenance(self) -> Path:
         """Versions, commit and digests of when the run was made."""
         return self.root / "provenance.json"
+
+    @property
+    def inputs(self) -> Path:
+        """Where on this machine the run's models lie, digests of its tokens, resource classes; never exported."""
+        return self.root / "inputs.json"
 
     @property
     def tokens(self) -> Path:
