@@ -17,15 +17,20 @@ import numpy as np
 
 from sparsehpc.core.errors import UserError, unknown
 from sparsehpc.core.spec import DTYPES
+from sparsehpc.models import gguf_file
 from sparsehpc.models.byte_tokenizer import write_byte_tokenizer
 from sparsehpc.models.family import family_of, structure_from_config
-from sparsehpc.models.snapshot import Snapshot, seal
+from sparsehpc.models.snapshot import Snapshot, seal, snapshot_folder
+from sparsehpc.models.target import Target, resolve
 from sparsehpc.models.weight_files import ShardWriter
 
 if TYPE_CHECKING:
     import torch
 
     from sparsehpc.models.structure import Parameter
+
+# Whose tokenizer untrained models borrow where their vocabulary is large enough.
+_LENDER = "smollm2-135m"
 
 
 def config_dtype(config: Mapping[str, Any], default: str = "float32") -> str:
@@ -68,6 +73,7 @@ def write_random_snapshot(
     tokenizer: Path | None = None,
     *,
     model: str = "",
+    source: Mapping[str, Any] | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Snapshot:
     """Write an untrained model and open it.
@@ -87,6 +93,8 @@ def write_random_snapshot(
         token per byte, which for OPT puts ``</s>`` in front as the real one does.
     model
         Name of the model, if not the path of the folder.
+    source
+        Further entries of the manifest's ``source``.
     progress
         Called with a line per decoder layer.
 
@@ -124,12 +132,58 @@ def write_random_snapshot(
         trained=False,
         published_dtype=dtype,
         source_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        source={"kind": "random", "seed": seed},
+        source={"kind": "random", "seed": seed, **(source or {})},
     )
 
 
+def build(target: Target, folder: Path, progress: Callable[[str], object]) -> Snapshot:
+    """Make the untrained model of a target in ``folder``: seed 0, in the type its config names."""
+    config = target.config()
+    if config is None:
+        raise UserError(f"{target.model} names no config")
+    return write_random_snapshot(
+        config,
+        folder,
+        seed=0,
+        dtype=config_dtype(config),
+        tokenizer=_tokenizer(target, config, folder, progress),
+        model=target.model,
+        source={"config_sha256": config_digest(target)},
+        progress=progress,
+    )
+
+
+def config_digest(target: Target) -> str:
+    """Identity of the config that an untrained model is made from."""
+    return hashlib.sha256(json.dumps(target.config(), sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer(
+    target: Target, config: Mapping[str, Any], folder: Path, progress: Callable[[str], object]
+) -> Path | None:
+    """The folder's own tokenizer, else smollm2's where it is installed and fits, else None."""
+    if target.path is not None and (target.path / "tokenizer.json").is_file():
+        return target.path / "tokenizer.json"
+    lender = resolve(_LENDER)
+    if lender.shipped is None or structure_from_config(config).vocab_size < lender.shipped.config["vocab_size"]:
+        return None
+    prepared = snapshot_folder(lender)
+    if prepared is not None:
+        return prepared / "tokenizer.json"
+    try:
+        path = gguf_file.source_path(lender)
+    except UserError:
+        progress(f"{lender.shipped.package} is not installed: one token per byte instead of its tokenizer")
+        return None
+    progress(f"converting the tokenizer of {_LENDER}")
+    gguf_file.write_tokenizer(path, folder)
+    return folder / "tokenizer.json"
+
+
 def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    """Copy a ``tokenizer.json``, and the settings beside it, into a folder."""
+    """Copy a ``tokenizer.json``, and the settings beside it, into a folder that is not theirs already."""
+    if tokenizer.parent == folder:
+        return
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
     settings = tokenizer.with_name("tokenizer_config.json")
     if settings.is_file():

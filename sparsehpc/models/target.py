@@ -56,11 +56,15 @@ class Target:
         return self.folder / "refs" / safe_name(self.revision or LOCAL)
 
     def config(self) -> dict[str, Any] | None:
-        """config.json where it can be had without a snapshot: shipped, or in a local folder."""
+        """config.json where it can be had without a snapshot: shipped, or in a local folder or file."""
         if self.shipped is not None:
             return self.shipped.config
         if self.kind in ("folder", "random") and self.path is not None:
             return read_config(self.path)
+        if self.kind == "gguf" and self.path is not None:
+            from sparsehpc.models.gguf_file import GGUFModel
+
+            return GGUFModel(self.path).config
         return None
 
 
