@@ -21,9 +21,9 @@ from sparsehpc.core.spec import Cell
 
 #: Everything that a run folder holds; a folder with other entries and no plan is someone else's.
 ENTRIES = frozenset(
-    {"study.toml", "plan.parquet", "provenance.json", "tokens", "cells", "submissions", "logs", "tables", "figures",
-     "report"}
-)  # fmt: skip
+    {"study.toml", "plan.parquet", "provenance.json", "inputs.json", "tokens", "cells"}
+    | {"submissions", "logs", "tables", "figures", "report"}
+)
 _OTHER_FOLDER = "choose another folder with --out"
 _SHOWN = 8
 

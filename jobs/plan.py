@@ -6,10 +6,11 @@ variants side by side, so that neighbours share as much work as possible.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from jobs.spec import GridTable, ModelTable, Study
 from sparsehpc.core.errors import UserError, UserErrors
 from sparsehpc.core.spec import DENSE, Calibration, Cell, Pruning, Scalar, decimal_text
 from sparsehpc.formats.base import FORMATS
+from sparsehpc.models.snapshot import structure_of
 from sparsehpc.pruning.base import METHODS, canonical_options
 from sparsehpc.pruning.patterns import parse_pattern
 
@@ -59,15 +61,13 @@ class Plan:
     dropped: tuple[Dropped, ...]
 
 
-def make_plan(study: Study, structure_of: Callable[[ModelTable], Structure]) -> Plan:
+def make_plan(study: Study) -> Plan:
     """Plan a study.
 
     Parameters
     ----------
     study
         A checked study.
-    structure_of
-        Gives a model's parameters from its config.
 
     Raises
     ------
@@ -79,7 +79,8 @@ def make_plan(study: Study, structure_of: Callable[[ModelTable], Structure]) -> 
     dropped: Counter[Dropped] = Counter()
     for number, model in enumerate(study.models, 1):
         try:
-            structure = structure_of(model)
+            with contextlib.chdir(study.path.parent):
+                structure = structure_of(model.id, model.revision)
         except UserError as error:
             problems.append(f"models[{number}]: {error}")
             continue

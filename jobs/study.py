@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from slurm.resources import Resources
 from slurm.resources import problems as resource_problems
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.spec import Scalar
+from sparsehpc.models.target import resolve
 from sparsehpc.pruning.base import METHODS, canonical_options
 
 #: Tables of a study file, in the order the template writes them.
@@ -109,6 +111,7 @@ class _Reader:
         evaluation = self.table(EvaluationTable, data, "evaluation")
         calibration = self.table(CalibrationTable, data, "calibration") if "calibration" in data else None
         resources = self.resources(data.get("resources", {"cpu": {}}))
+        models = self.resolved(models, path.parent)
         self._across(models, grids, calibration, data)
         if head is None or evaluation is None or self.problems:
             return None
@@ -151,6 +154,19 @@ class _Reader:
             details = [d for d in error.errors(include_url=False) if d["type"] != "too_short" or not d["input"]]
             self.problems += [_describe(detail, place, kind) for detail in details]
             return None
+
+    def resolved(self, models: Mapping[str, ModelTable], folder: Path) -> dict[str, ModelTable]:
+        """Models under their one name and with their pinned revision, so that ids do not hang on the spelling."""
+        found = {}
+        with contextlib.chdir(folder):
+            for place, model in models.items():
+                try:
+                    target = resolve(model.id, model.revision)
+                except UserError as error:
+                    self.problems.append(f"{place}.id: {error.message}{f'; {error.hint}' if error.hint else ''}")
+                else:
+                    found[place] = dataclasses.replace(model, id=target.model, revision=target.revision)
+        return found
 
     def grids(self, data: Mapping[str, Any]) -> dict[str, GridTable]:
         """``[grid]`` or several ``[[grid]]``; keys that are no axis belong to the methods."""

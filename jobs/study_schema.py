@@ -67,5 +67,3 @@ def _method_options() -> dict[str, Any]:
         option: {"anyOf": [*alternatives, {"type": "array", "minItems": 1, "items": {"anyOf": alternatives}}]}
         for option, alternatives in found.items()
     }
-
-

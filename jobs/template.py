@@ -8,7 +8,7 @@ from jobs.spec import NAME, TARGETS, allocation_names, method_names, pattern_nam
 from sparsehpc.core.spec import DTYPES
 from sparsehpc.text.base import corpus_names
 
-_TEXT = '''\
+_TEXT = """\
 # A study of sparsehpc. Show what it would do:  sparsehpc plan {file}
 #                       do it here:             sparsehpc run {file}
 #                       or on a cluster:        sparsehpc submit {file} --profile PROFILE
@@ -52,7 +52,7 @@ cpus = 2
 memory_gib = 8
 minutes = 30
 gpus = 0                    # more than none: the cells run on cuda
-'''
+"""
 
 
 def template(name: str) -> str:

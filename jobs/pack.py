@@ -1,0 +1,45 @@
+"""Cells into jobs: what one process computes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sparsehpc.core.spec import Cell
+
+
+def by_walk(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
+    """All cells that can share one pass over a model, one job each; order is kept."""
+    groups: dict[tuple[object, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.walk_key, []).append(cell)
+    return [tuple(group) for group in groups.values()]
+
+
+def packs(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
+    """Jobs of at most ``size`` cells that share a pass over the model.
+
+    Cells of one combination stay together, since they share the pruning; only a combination with more cells than
+    ``size`` is split. Order is kept.
+    """
+    if size < 1:
+        raise ValueError(f"jobs of {size} cells")
+    jobs: list[tuple[Cell, ...]] = []
+    for group in by_walk(cells):
+        job: list[Cell] = []
+        for combination in _combinations(group):
+            for start in range(0, len(combination), size):
+                part = combination[start : start + size]
+                if len(job) + len(part) > size:
+                    jobs.append(tuple(job))
+                    job = []
+                job += part
+        if job:
+            jobs.append(tuple(job))
+    return jobs
+
+
+def _combinations(cells: Iterable[Cell]) -> list[list[Cell]]:
+    groups: dict[object, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.pruning, []).append(cell)
+    return list(groups.values())
