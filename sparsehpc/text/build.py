@@ -255,9 +255,11 @@ def _draw(spec: Calibration, corpus: Corpus, units: int) -> list[int]:
         return first
     # The name as written, not the absolute path: a study draws the same windows on every machine.
     name = int.from_bytes(hashlib.sha256(spec.corpus.encode()).digest()[:8], "little")
-    random = np.random.Generator(np.random.PCG64([spec.seed, name]))
+    # Raw output, whose stream numpy keeps for good; Generator.choice may change with a release.
+    bits = np.random.PCG64([spec.seed, name])
     while True:
-        drawn = sorted(int(unit) for unit in random.choice(units, size=spec.windows, replace=False))
+        order = np.argsort(bits.random_raw(units), kind="stable")
+        drawn = sorted(int(unit) for unit in order[: spec.windows])
         if drawn != first:
             return drawn
 

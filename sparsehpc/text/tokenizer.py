@@ -102,19 +102,22 @@ class Tokenizer:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """UTF-8 start and end of every token from character offsets, exact inside split characters too."""
         position = _utf8_positions(text)
-        ends = position[offsets[:, 1]]
+        real = np.flatnonzero(~added)
+        first, last = offsets[real, 0], offsets[real, 1]
+        following = np.append(first[1:], len(text))
+        # What a normaliser drops between two tokens (the accent that NFC joins to its letter) goes to the earlier.
+        real_ends = position[np.maximum(last, following)]
         # Offsets point at whole characters. Where a token shares its last character with the next one, its end is
         # found by counting the bytes that its name spells, from the last token that began on a fresh character.
-        shared = np.zeros(len(ids), dtype=bool)
-        if len(ids) > 1:
-            shared[:-1] = (offsets[1:, 0] < offsets[:-1, 1]) & ~added[1:]
+        shared = following < last
         for index in np.flatnonzero(shared):
             joins_previous = index > 0 and shared[index - 1]
-            start = ends[index - 1] if joins_previous else position[offsets[index, 0]]
-            ends[index] = min(start + self._spelled_bytes(int(ids[index])), ends[index])
-        ends = np.maximum.accumulate(ends) if len(ends) else ends
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if len(ends) else ends
-        starts[added] = ends[added]
+            start = real_ends[index - 1] if joins_previous else position[first[index]]
+            real_ends[index] = min(start + self._spelled_bytes(int(ids[real[index]])), position[last[index]])
+        ends = np.zeros(len(ids), dtype=np.int64)
+        ends[real] = real_ends
+        ends = np.maximum.accumulate(ends)
+        starts = np.append(np.zeros(1, dtype=np.int64), ends)[: len(ids)]
         return starts, ends
 
     def _spelled_bytes(self, token_id: int) -> int:
