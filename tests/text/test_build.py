@@ -306,7 +306,7 @@ def test_negative_seed(bytes_tokenizer: Tokenizer) -> None:
 def test_a_document_of_one_token(tmp_path: Path, bytes_tokenizer: Tokenizer, bytes_bos_tokenizer: Tokenizer) -> None:
     corpus = write(tmp_path / "t", "ab\nc\nde", "lines")
     spec = Windows(corpus=corpus, windows=2, window_tokens=8)
-    with pytest.raises(UserError, match="document 2 of corpus .* has 1 token"):
+    with pytest.raises(UserError, match=r"document 2 of corpus .* has 1 token"):
         evaluation_windows(spec, bytes_tokenizer, 8)
     assert evaluation_windows(spec, bytes_bos_tokenizer, 8).text_bytes == (2, 1)
 
