@@ -1,24 +1,17 @@
-"""Where prepared models lie: SPARSEHPC_HOME, and names that never leave it."""
+"""Where prepared models lie under `home`, and names that never leave it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from sparsehpc.core.errors import UserError
+from sparsehpc.core.home import home
+
+__all__ = ["home", "model_folder", "path_name", "safe_name"]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-def home() -> Path:
-    """Folder of prepared models and texts: ``SPARSEHPC_HOME``, else the user's cache folder."""
-    chosen = os.environ.get("SPARSEHPC_HOME")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache).expanduser().absolute() if cache else Path.home() / ".cache") / "sparsehpc"
 
 
 def safe_name(text: str) -> str:

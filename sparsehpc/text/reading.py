@@ -25,9 +25,8 @@ def read_utf8(path: Path, what: str) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(
-            f"{what}: there is no file {path}", "check the path; a relative one starts where you stand"
-        ) from error
+        hint = "check the path; in a study file a relative one starts at the file's folder"
+        raise UserError(f"{what}: there is no file {path}", hint) from error
     except OSError as error:
         raise UserError(f"{what}: {path} cannot be read: {error.strerror or error}") from error
     try:
