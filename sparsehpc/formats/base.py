@@ -7,7 +7,7 @@ object that owns the arrays. Importing it must not import torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from sparsehpc.core.registry import Registry
 
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS: Registry[type[Format]] = Registry("variant", "sparsehpc.formats.layouts")
+
+
+class BlockGrid(NamedTuple):
+    """The 4-bit grid a checkpoint was published on (GGUF's Q4_1): weight = scale x code + minimum, code 0 to 15.
+
+    The product and the sum are rounded to float32 one after the other, as GGUF's own dequantisation does it.
+
+    Parameters
+    ----------
+    scales, minima
+        One of each per 32 columns: rows x ceil(columns / 32), float16.
+    """
+
+    scales: torch.Tensor
+    minima: torch.Tensor
 
 
 class Stored(ABC):
@@ -77,6 +92,11 @@ class Stored(ABC):
     def flops_per_token(self) -> int:
         """Floating-point operations `matmul` executes per token, a multiply-add counted as two."""
 
+    @property
+    def note(self) -> str:
+        """What a reader of the tables must know of this matrix (the format `auto` chose and why, ...); may be empty."""
+        return ""
+
     def component_bytes(self) -> dict[str, int]:
         """Bytes of every array, padding included."""
         return {name: array.numel() * array.element_size() for name, array in self.components().items()}
@@ -119,6 +139,21 @@ class Format(ABC):
     @abstractmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> Stored:
         """Store a dense weight (out_features x in_features), zeros in place."""
+
+    @classmethod
+    def encode_on(cls, weight: torch.Tensor, pattern: str, grid: BlockGrid | None) -> Stored:
+        """Store a weight of a checkpoint that was published on a 4-bit grid; most formats do not care.
+
+        Parameters
+        ----------
+        weight
+            Dense weight, zeros in place.
+        pattern
+            Pattern of the zeros.
+        grid
+            The grid, or None where the checkpoint has none.
+        """
+        return cls.encode(weight, pattern)
 
     @classmethod
     @abstractmethod

@@ -7,6 +7,7 @@ weight contributes nothing, even where the activation is NaN or Inf (a dense pro
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from sparsehpc.formats.base import Stored
 from sparsehpc.formats.components import check_offsets, check_shape, take
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -130,10 +131,18 @@ def encode_rows(weight: torch.Tensor, index_dtype: torch.dtype) -> CompressedRow
     nonzeros = int(offsets[-1])
     if max(nonzeros, columns) > torch.iinfo(index_dtype).max:
         raise ValueError(f"{nonzeros} non-zeros in {rows} x {columns} do not fit {index_dtype}")
-    indices = torch.empty(nonzeros, dtype=index_dtype, device=weight.device)
+    indices = column_indices(kept, offsets, index_dtype)
+    return CompressedRows(weight[kept], indices, offsets.to(index_dtype), (rows, columns))
+
+
+def column_indices(kept: torch.Tensor, offsets: torch.Tensor, index_dtype: torch.dtype) -> torch.Tensor:
+    """Column of every True of ``kept``, row by row; found in row blocks, since torch's own list takes 16 bytes each."""
+    import torch
+
+    indices = torch.empty(int(offsets[-1]), dtype=index_dtype, device=kept.device)
     for first, last in row_blocks(offsets, _BLOCK_WEIGHTS):
         indices[int(offsets[first]) : int(offsets[last])] = kept[first:last].nonzero()[:, 1].to(index_dtype)
-    return CompressedRows(weight[kept], indices, offsets.to(index_dtype), (rows, columns))
+    return indices
 
 
 def rows_from_components(
@@ -185,13 +194,19 @@ def row_blocks(offsets: torch.Tensor, weights: int) -> list[tuple[int, int]]:
     return blocks
 
 
+@contextlib.contextmanager
+def silent_sparse() -> Iterator[None]:
+    """Hide what torch says once per process of every compressed layout: that it has been "beta" since 1.13."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Sparse \w+ tensor support is in beta state")
+        yield
+
+
 def sparse_csr(
     offsets: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]
 ) -> torch.Tensor:
     """Torch's CSR tensor over these arrays (not copied, not checked: they were checked when they were made)."""
     import torch
 
-    with warnings.catch_warnings():
-        # Said once per process by every use of CSR; the layout has been "beta" since torch 1.13.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+    with silent_sparse():
         return torch.sparse_csr_tensor(offsets, indices, values, size=shape, check_invariants=False)

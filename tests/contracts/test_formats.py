@@ -16,7 +16,7 @@ from sparsehpc.formats.base import FORMATS, Format, Stored
 
 NAMES = FORMATS.names()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-PATTERNS = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+PATTERNS = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16", "block1x1")
 WIDTHS = [*range(1, 35), 47, 48, 49, 63, 64, 65, 66, 96, 100, 127, 128, 129, 191, 192, 193, 199, 200]
 
 #: Rounding of one product sum: k terms in float32 err by at most (k + 2) * 2^-24 * sum |terms|; the result is rounded
@@ -80,12 +80,17 @@ def assert_round_trip(name: str, weight: torch.Tensor) -> None:
         same = torch.equal(bits(decoded + 0.0), bits(weight + 0.0))
         assert same, (name, (bits(decoded) != bits(weight)).nonzero()[:3])
     else:
-        assert not bool(decoded[weight == 0].any()), "a pruned weight came back"
-        error = (decoded.double() - weight.double()).abs()
-        assert float(error.max() if error.numel() else 0.0) <= 0.2 * float(weight.abs().max() if weight.numel() else 0)
+        if not FORMATS.get(name).reference:
+            assert not bool(decoded[weight == 0].any()), "a pruned weight came back"
+        # No coarser than 16 levels between the row's extremes (0 among them), half a level of error; the grid itself
+        # is rounded to float16 and the result to the dtype.
+        ends = torch.cat([weight.double(), weight.new_zeros(weight.shape[0], 1).double()], dim=1)
+        span = ends.amax(dim=1, keepdim=True) - ends.amin(dim=1, keepdim=True)
+        assert bool(((decoded.double() - weight.double()).abs() <= span * (1 / 30 + 2.0**-7)).all())
 
 
 def assert_matmul(item: Stored, x: torch.Tensor, context: object = None) -> None:
+    """Compare with float64; codes are decoded in float32, so their kernels may skip the rounding to the dtype."""
     dense = item.decode().double()
     y = item.matmul(x)
     assert y.shape == (x.shape[0], item.shape[0])
@@ -97,6 +102,8 @@ def assert_matmul(item: Stored, x: torch.Tensor, context: object = None) -> None
     eps = torch.finfo(x.dtype).eps / 2
     accumulation = min(ACCUMULATION_EPS, eps) if x.dtype == torch.float64 else ACCUMULATION_EPS
     tolerance = (terms + 2) * accumulation * scale + 2 * eps * expected.abs() + 1e-30
+    if item.component_bytes().get("scales") or "dense-bf16" in str(context):
+        tolerance = tolerance + eps * scale
     assert bool(((y.double() - expected).abs() <= tolerance).all()), (
         context,
         item.kernel,
@@ -223,7 +230,7 @@ def test_break_even_is_where_bytes_cross(name: str, dtype: str) -> None:
     if point is None:
         return
     assert 0 <= point < 1
-    rows, columns = 64, 1 << 15  # wide: row offsets weigh nothing
+    rows, columns = 1 << 12, 1 << 12  # large: offsets weigh nothing
     dense = rows * columns * DTYPE_BYTES[dtype]
 
     def size(sparsity: float) -> int:
@@ -308,7 +315,7 @@ def test_wrong_arrays_are_refused(name: str) -> None:
         form.from_components({**parts, "further": torch.zeros(1)}, item.shape, item.dtype)
     with pytest.raises(ValueError, match="shape"):
         form.from_components(parts, (-1, 64), item.dtype)
-    for shape in ((16, 0), (17, 64), (1 << 40, 64)):
+    for shape in ((16, 0), (1, 64), (17, 63), (1 << 40, 64)):
         with pytest.raises(ValueError, match=r"\w"):
             form.from_components(parts, shape, item.dtype)
     for key, array in parts.items():
