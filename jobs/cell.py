@@ -114,6 +114,9 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
         return counts
     threads = usable_cores(max(inputs.resource(cell.resource).cpus for cell in cells))
     set_before_imports(threads)
+    for cell in cells:
+        # A record of an earlier attempt would speak for this one, should this process be killed.
+        run.cell(cell.cell_id).failure.unlink(missing_ok=True)
     for group in by_walk(cells):
         writer = _Writer(run, inputs, group)
         try:
@@ -190,10 +193,10 @@ class _Writer:
         cause = cause_of(error)
         message = f"{type(error).__name__}: {error}" if not isinstance(error, SparseHPCError) else str(error)
         trace = "".join(traceback.format_exception(error))
-        for cell_id in list(cell_ids):
+        for number, cell_id in enumerate(list(cell_ids)):
             cell = self.open.pop(cell_id)
             self.failed.append(message.splitlines()[0])
-            sys.stderr.write(f"cell {cell_id} ({cell.label()}) failed, cause {cause}\n{trace}\n")
+            sys.stderr.write(f"cell {cell_id} ({cell.label()}) failed, cause {cause}\n{'' if number else trace}")
             try:
                 write_failure(self.run.cell(cell_id), cause, message, traceback=trace, **_job_columns())
             except OSError as unwritten:
@@ -202,7 +205,7 @@ class _Writer:
 
 
 def cause_of(error: BaseException) -> str:
-    """Class of a failure: ``OOM``, ``NODE`` (the machine) or ``CODE`` (the program, or its input).
+    """Class of a failure: ``OOM``, ``TIME``, ``NODE`` (the machine) or ``CODE`` (the program, or its input).
 
     >>> cause_of(MemoryError()), cause_of(OSError(errno.ENOSPC, "full")), cause_of(ValueError("x"))
     ('OOM', 'NODE', 'CODE')
@@ -212,7 +215,8 @@ def cause_of(error: BaseException) -> str:
         return "OOM"
     if isinstance(error, OSError) and error.errno in _NODE_ERRNO:
         return "NODE"
-    return "CODE"
+    # What submitit raises in the middle of the work once a job has timed out too often.
+    return "TIME" if type(error).__name__ == "UncompletedJobError" else "CODE"
 
 
 def _job_columns() -> dict[str, Any]:

@@ -92,6 +92,7 @@ def fix_inputs(run: RunFolder, study: Study, cells: Sequence[Cell]) -> Inputs:
     UserErrors
         Models that are not prepared or have changed, corpora that are missing, empty or too short: all at once.
     """
+    run = RunFolder(run.root.absolute())  # the study's relative paths start at its own folder
     before = load_inputs(run) if run.inputs.exists() else Inputs({}, {}, {})
     models, tokens, problems = dict(before.models), dict(before.tokens), []
     sources: dict[str, str] = {}

@@ -1,0 +1,40 @@
+"""``sparsehpc plan STUDY``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import app
+from jobs.cli._output import Json, StudyName, echo, echo_json, table
+
+
+@app.command()
+def plan(
+    study: StudyName,
+    cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
+    json: Json = False,
+) -> None:
+    """Show which cells a study has, which it cannot have and why. Computes nothing and loads no torch."""
+    from jobs.plan import make_plan
+    from jobs.study import find_study, load_study
+    from jobs.summary import class_rows, dropped_rows, plan_summary
+    from sparsehpc.core.keys import key_row
+
+    made = make_plan(load_study(find_study(study)))
+    if json:
+        summary = plan_summary(made)
+        if cells:
+            summary["cells"] = [key_row(cell) for cell in made.cells]
+        echo_json(summary)
+        return
+    echo(f"{made.study.name}: {len(made.cells)} cells of {len(made.study.models)} model entries")
+    table(("class", "device", "model", "dtype", "cells", "cpus", "GiB", "GPUs", "minutes"), class_rows(made))
+    if made.dropped:
+        echo()
+        echo("left out:")
+        table(("model", "method", "pattern", "variant", "cells", "reason"), dropped_rows(made))
+    if cells:
+        echo()
+        table(("cell", "what"), [(cell.cell_id, cell.label()) for cell in made.cells])
