@@ -106,7 +106,11 @@ def run_cells(
     if len(keys) != 1:
         raise SparseHPCError(f"cells of {len(keys)} walks in one job: {sorted(map(str, keys))}")
     with torch.inference_mode():
-        _Walk(cells, snapshot, evaluation, calibrations, prompts, scratch, memory_bytes, progress).run(finished)
+        walk = _Walk(cells, snapshot, evaluation, calibrations, prompts, scratch, memory_bytes, progress)
+        try:
+            walk.run(finished)
+        finally:
+            walk.close()
 
 
 class _Walk:
@@ -207,6 +211,15 @@ class _Walk:
         rows = self._windows()
         tokens = self._generate()
         self._report(finished, rows, tokens)
+
+    def close(self) -> None:
+        """Free hidden states and their files."""
+        self.dense.hidden.close()
+        for combination in self.combinations:
+            for track in combination.tracks:
+                track.hidden.close()
+            if combination.calibration is not None:
+                combination.calibration.close()
 
     def _tracks(self) -> list[Track]:
         return [self.dense, *(track for c in self.combinations for track in c.open_tracks)]

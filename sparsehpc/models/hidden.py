@@ -55,7 +55,9 @@ class HiddenStates:
             return held
         self._file.seek(self._starts[window])
         buffer = bytearray(self._file.read(self._starts[window + 1] - self._starts[window]))
-        flat = torch.frombuffer(buffer, dtype=self._dtype)
+        # Into torch's own memory: products can depend on how their operands are aligned.
+        flat = torch.empty(len(buffer) // self._dtype.itemsize, dtype=self._dtype)
+        flat.copy_(torch.frombuffer(buffer, dtype=self._dtype))
         return flat.view(1, self._lengths[window], self._width).to(self._device)
 
     def __setitem__(self, window: int, hidden: torch.Tensor) -> None:

@@ -52,7 +52,8 @@ class LayerStore:
         arrays: dict[str, dict[str, torch.Tensor]] = {}
         for key, array in load_file(self._folder / f"{layer}.safetensors", device=device).items():
             name, _, component = key.rpartition("|")
-            arrays.setdefault(name, {})[component] = array
+            # Into torch's own memory: a mapped file's pages would stay, and its alignment can change results.
+            arrays.setdefault(name, {})[component] = array.clone()
         return {
             name: FORMATS.get(variant).from_components(arrays.get(name, {}), shape, dtype)
             for name, (variant, shape, dtype) in self._shapes[layer].items()

@@ -1,0 +1,306 @@
+"""A group of cells through the walk: exact counts, packing independence, failures that stay with their cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES, LLAMA, OPT
+from torch.overrides import TorchFunctionMode
+
+from sparsehpc.core.errors import CellError, SparseHPCError
+from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
+from sparsehpc.pipeline import GENERATED_TOKENS, CellResult, run_cells
+from sparsehpc.text.windows import TokenWindows
+
+EVALUATION = Windows(corpus="samples", windows=4, window_tokens=64)
+CALIBRATION = Calibration(corpus="python-docs", windows=2, window_tokens=32)
+
+
+def windows(lengths, seed=0, every_position=True):
+    generator = np.random.default_rng(seed)
+    return TokenWindows(
+        ids=tuple(generator.integers(0, 512, n) for n in lengths),
+        text_bytes=tuple(3 * n for n in lengths),
+        every_position=every_position,
+        starts=tuple(range(len(lengths))),
+        source="random tokens",
+    )
+
+
+TEXT = windows((5, 17, 30, 17))
+PROMPTS = np.random.default_rng(1).integers(0, 512, (3, 6))
+
+
+def cell(variant="masked", method="magnitude", sparsity="0.3", **changes):
+    pruning = Pruning(method=method, pattern="unstructured", sparsity=sparsity, **changes)
+    return Cell(model="m", evaluation=EVALUATION, variant=variant, pruning=pruning)
+
+
+DENSE = Cell(model="m", evaluation=EVALUATION)
+
+
+def run(cells, snapshot, tmp_path, text=TEXT, prompts=PROMPTS, memory_bytes=None, calibrations=None):
+    results: dict[str, CellResult | CellError] = {}
+
+    def finished(done, result):
+        assert done.cell_id not in results
+        results[done.cell_id] = result
+
+    run_cells(
+        cells,
+        snapshot,
+        text,
+        calibrations or {},
+        prompts,
+        scratch=tmp_path,
+        memory_bytes=memory_bytes,
+        finished=finished,
+    )
+    assert set(results) == {c.cell_id for c in cells}
+    return results
+
+
+def total(result, metric, scope="window", convention=""):
+    rows = [r for r in result.measurements if (r.metric, r.scope, r.convention) == (metric, scope, convention)]
+    return sum(r.numerator for r in rows), sum(r.denominator for r in rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_are_exact_for_every_family(family, tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(FAMILIES[family])
+    cells = [DENSE, cell(), cell("csr"), cell(sparsity="1")]
+    results = run(cells, snapshot, tmp_path)
+    prunable = sum(p.numel for p in snapshot.structure.prunable(("attention", "mlp")))
+    zeros, of = total(results[cells[1].cell_id], "sparsity_prunable", "model", "unique")
+    assert (zeros, of) == (3 * prunable // 10, prunable)
+    assert total(results[cells[3].cell_id], "sparsity_prunable", "model", "unique") == (prunable, prunable)
+    assert total(results[DENSE.cell_id], "top1_agreement") == (TEXT.tokens, TEXT.tokens)
+    assert total(results[DENSE.cell_id], "kl")[0] == 0
+    same = total(results[cells[2].cell_id], "top1_differs_from_masked")
+    assert same[1] == TEXT.tokens
+
+
+def test_zero_percent_is_dense_bit_for_bit(tiny_snapshot, tmp_path):
+    cells = [DENSE, cell(sparsity="0")]
+    dense, pruned = run(cells, tiny_snapshot(LLAMA), tmp_path).values()
+    assert total(pruned, "kl")[0] == 0
+    assert total(pruned, "nll") == total(dense, "nll")
+
+
+def figures_of(result):
+    return [tuple(row) for row in result.measurements]
+
+
+def test_results_do_not_depend_on_packing_or_memory(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(OPT)
+    cells = [DENSE, cell(), cell("csr"), cell("csr-int64", sparsity="0.5"), cell(method="random")]
+    together = run(cells, snapshot, tmp_path)
+    for one in cells:
+        assert figures_of(run([one], snapshot, tmp_path)[one.cell_id]) == figures_of(together[one.cell_id])
+    spilled = run(cells, snapshot, tmp_path, memory_bytes=1)
+    for one in cells:
+        assert figures_of(spilled[one.cell_id]) == figures_of(together[one.cell_id])
+    assert any(tmp_path.rglob("*.safetensors"))
+
+
+def test_calibrated_methods_run_in_the_walk(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(LLAMA)
+    cells = [cell("masked", "wanda", calibration=CALIBRATION), cell("csr", "wanda", calibration=CALIBRATION)]
+    results = run(cells, snapshot, tmp_path, calibrations={CALIBRATION: windows((32, 32), 5, False)})
+    first = results[cells[0].cell_id]
+    per_row = sum(p.shape[0] * (3 * p.shape[1] // 10) for p in snapshot.structure.prunable(("attention", "mlp")))
+    assert total(first, "sparsity_prunable", "model", "unique")[0] == per_row
+    assert first.row["calibration_digest"] is not None
+
+
+def test_statistics_come_from_the_pruned_stream(tiny_snapshot, tmp_path):
+    """Wanda's mask of a later layer depends on what was pruned before it; of the first layer it does not."""
+    from sparsehpc.models.stream import LayerWalk
+    from sparsehpc.pipeline import _Walk
+
+    snapshot = tiny_snapshot(LLAMA)
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+    text = windows((32, 32), 5, False)
+    for sparsity in ("0.2", "0.8"):
+        one = cell("masked", "wanda", sparsity, calibration=CALIBRATION)
+        with torch.inference_mode():
+            walk = _Walk([one], snapshot, TEXT, {CALIBRATION: text}, None, tmp_path, None, None)
+            walk._survey()
+            walk._embed()
+            combination = walk.combinations[0]
+            found = {}
+            for layer in range(2):
+                tensors = walk.walk.load(layer)
+                statistics = combination.statistics(walk.walk, layer)
+                found |= {name: values["input_norm"].clone() for name, values in statistics.items()}
+                pruned = combination.prune(layer, tensors, statistics)
+                walk.walk.install(combination.tracks[0].encode(pruned, "unstructured"))
+                combination.advance_calibration(walk.walk, layer)
+            seen[sparsity] = found
+    first, second = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+    assert torch.equal(seen["0.2"][first], seen["0.8"][first])
+    assert not torch.equal(seen["0.2"][second], seen["0.8"][second])
+    # And they are the norms of what the layer really reads.
+    with torch.inference_mode():
+        walk = LayerWalk(snapshot)
+        walk.load_outside()
+        walk.load(0)
+        squares = torch.zeros(64, dtype=torch.float64)
+        for ids in text.ids:
+            hidden, call = walk.embed(torch.from_numpy(ids)[None])
+
+            def add(name, x):
+                if name == first:
+                    squares.add_(x.double().square().sum((0, 1)))
+
+            with walk.observing(0, add):
+                walk.run(0, hidden, call)
+    torch.testing.assert_close(seen["0.2"][first], squares.sqrt(), rtol=1e-12, atol=0)
+
+
+def test_q_k_v_share_one_accumulator(tiny_snapshot, tmp_path, monkeypatch):
+    import sparsehpc.tracks as tracks
+
+    made = []
+    real = tracks.collector
+
+    def counting(*args):
+        made.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(tracks, "collector", counting)
+    one = cell("masked", "wanda", calibration=CALIBRATION)
+    run([one], tiny_snapshot(LLAMA), tmp_path, calibrations={CALIBRATION: windows((32,), 5, False)}, prompts=None)
+    # Per layer: q/k/v, o, gate/up, down.
+    assert len(made) == 4 * LLAMA["num_hidden_layers"]
+
+
+def test_nan_fails_only_the_cell_it_is_in(tiny_snapshot, tmp_path, monkeypatch):
+    from sparsehpc.pruning.methods.random import Random
+
+    real = Random.prune
+
+    def poisoned(self, weight, site, statistics):
+        result = real(self, weight, site, statistics)
+        if site.parameter.layer == 1:
+            result.weight[0, 0] = float("nan")
+        return result
+
+    monkeypatch.setattr(Random, "prune", poisoned)
+    bad, good = cell(method="random"), cell()
+    results = run([DENSE, bad, good], tiny_snapshot(LLAMA), tmp_path)
+    error = results[bad.cell_id]
+    assert isinstance(error, CellError)
+    assert "layer 1" in str(error)
+    assert isinstance(results[good.cell_id], CellResult)
+    assert isinstance(results[DENSE.cell_id], CellResult)
+
+
+def test_generation_equals_transformers(tiny_snapshot, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from sparsehpc.formats.base import FORMATS
+    from sparsehpc.models.generate import generate
+    from sparsehpc.models.spool import LayerStore
+    from sparsehpc.models.stream import LayerWalk
+
+    for config in (LLAMA, OPT, FAMILIES["gpt_neox"]):
+        snapshot = tiny_snapshot(config)
+        whole = AutoModelForCausalLM.from_pretrained(snapshot.path).eval()
+        prompts = torch.from_numpy(PROMPTS)
+        with torch.inference_mode():
+            expected = whole.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=GENERATED_TOKENS,
+                min_new_tokens=GENERATED_TOKENS,
+                do_sample=False,
+                eos_token_id=511,
+                pad_token_id=511,
+            )[:, prompts.shape[1] :]
+            walk = LayerWalk(snapshot)
+            store, plain = LayerStore(), []
+            for layer in range(walk.structure.layers):
+                tensors = walk.load(layer)
+                linears = {p.name for p in walk.structure.in_layer(layer) if p.kind == "linear"}
+                plain.append({n: t for n, t in tensors.items() if n not in linears})
+                store.put(layer, "dense", {n: FORMATS.get("dense").encode(tensors[n]) for n in linears})
+                walk.unload(layer)
+            walk.load_outside()
+            got = generate(walk, prompts, GENERATED_TOKENS, plain, store)
+        assert torch.equal(got, expected)
+
+
+def test_cells_of_two_walks_are_refused(tiny_snapshot, tmp_path):
+    other = dataclasses.replace(DENSE, dtype="bfloat16")
+    with pytest.raises(SparseHPCError, match="2 walks"):
+        run([DENSE, other], tiny_snapshot(LLAMA), tmp_path)
+
+
+class PretendCuda(TorchFunctionMode):
+    """Lets ``cuda`` stand for the CPU, and records what device our own code asks for.
+
+    A transfer or allocation that asks for the accelerator is redirected; one that asks for nothing would have stayed
+    on the host, and is recorded with the place it was made at.
+    """
+
+    FACTORIES = (torch.zeros, torch.empty, torch.ones, torch.full, torch.arange, torch.tensor)
+
+    def __init__(self):
+        super().__init__()
+        self.on_device: set[str] = set()
+        self.on_host: set[str] = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        moves = function in (torch.Tensor.to, *self.FACTORIES)
+        wanted = "cuda" if "cuda" in args or kwargs.get("device") == "cuda" else None
+        if moves:
+            frame = sys._getframe(1)
+            while frame is not None and f"{os.sep}sparsehpc{os.sep}" not in frame.f_code.co_filename:
+                if f"{os.sep}transformers{os.sep}" in frame.f_code.co_filename:
+                    frame = None
+                    break
+                frame = frame.f_back
+            if frame is not None:
+                place = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
+                existing = args[0].device if function is torch.Tensor.to and args else None
+                if wanted or (existing is not None and existing.type != "cpu"):
+                    self.on_device.add(place)
+                elif function is not torch.Tensor.to and "device" not in kwargs:
+                    self.on_host.add(place)
+        args = tuple("cpu" if a == "cuda" else a for a in args) if wanted else args
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+
+def test_weights_and_windows_go_to_the_cells_device(tiny_snapshot, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "pretended")
+    cells = [dataclasses.replace(one, device="cuda") for one in (DENSE, cell(), cell("csr"))]
+    with PretendCuda() as devices:
+        run(cells, tiny_snapshot(LLAMA), tmp_path)
+    # Weights, buffers, windows and dummy ids of the head ask for the accelerator ...
+    assert {"snapshot.<dictcomp>", "snapshot.read"} & devices.on_device
+    assert {"stream.__init__", "stream.embed", "stream.head"} <= devices.on_device
+    # ... and nothing of the walk allocates on the host.
+    walk = {place for place in devices.on_host if place.split(".")[0] in ("stream", "pipeline", "tracks", "positions")}
+    assert walk == set()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU path was not run")
+def test_gpu_agrees_with_cpu(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(LLAMA)
+    on_cpu = run([DENSE, cell()], snapshot, tmp_path)
+    on_gpu = run(
+        [dataclasses.replace(DENSE, device="cuda"), dataclasses.replace(cell(), device="cuda")], snapshot, tmp_path
+    )
+    for (_, a), (_, b) in zip(on_cpu.items(), on_gpu.items(), strict=True):
+        assert total(a, "nll")[0] == pytest.approx(total(b, "nll")[0], rel=1e-4)
