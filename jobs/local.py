@@ -55,7 +55,7 @@ def run_in_processes(
                     job, cells, reported = entry
                     ended = job.done()
                     if ended:
-                        _record_killed(run, job, cells)
+                        _record_ended(run, job, cells)
                         running.remove(entry)
                         job._process.wait()
                     _report(run, cells, reported, reporter, ended=ended)
@@ -98,17 +98,25 @@ def _report(
             reporter.cell(cell.label(), state)
 
 
-def _record_killed(run: RunFolder, job: Any, cells: Sequence[Cell]) -> None:
-    """A process that died without a word leaves cells without shard and record: say so in a record."""
+def _record_ended(run: RunFolder, job: Any, cells: Sequence[Cell]) -> None:
+    """Cells that a job left without shard and record: say so in a record, with what its process said last."""
+    words = _last_lines(Path(job.paths.stderr))
+    if Path(job.paths.result_pickle).exists():
+        cause, message = "CODE", "the job ended with an error before it reached the cell"
+    else:
+        cause, message = "LOST", "the process was killed; the machine may have run out of memory"
     for cell in cells:
         folder = run.cell(cell.cell_id)
         if shard_state(folder, cell.cell_id, verify=False).state in ("missing", "damaged"):
-            write_failure(
-                folder,
-                "LOST",
-                "the process ended without a result; the machine may have run out of memory and killed it",
-                log=str(job.paths.stderr),
-            )
+            write_failure(folder, cause, f"{message}; its last words: {words or 'none'}", log=str(job.paths.stderr))
+
+
+def _last_lines(path: Path, lines: int = 5) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.strip().splitlines()[-lines:])
 
 
 def _wait_for_end(jobs: Sequence[Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sparsehpc.core import schema
@@ -88,7 +89,7 @@ def _read(path: Path, columns: list[str], cell_ids: list[str] | None) -> pa.Tabl
         raise UserError(f"{path} cannot be read: {error}") from error
     if cell_ids is None:
         return table
-    return table.filter(pa.compute.is_in(table["cell_id"], value_set=pa.array(cell_ids, pa.string())))
+    return table.filter(pc.is_in(table["cell_id"], value_set=pa.array(cell_ids, pa.string())))
 
 
 def _table(cells: Iterable[Cell], start: int) -> pa.Table:
