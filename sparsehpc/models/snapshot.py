@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ class Snapshot:
     digest
         SHA-256 over the checksums of all files: names the content.
     files
-        File name to ``{"bytes": ..., "sha256": ...}``.
+        File name to ``{"bytes": ..., "sha256": ...}``; a linked file has ``mtime_ns`` too, so that a change is noticed.
     source
         Where it came from: ``kind`` and what that kind needs to find it again.
     config
@@ -124,8 +125,13 @@ class Snapshot:
             file = self.path / name
             if not file.is_file():
                 raise UserError(f"{file} is missing")
-            if (size := file.stat().st_size) != entry["bytes"]:
-                raise UserError(f"{file} is truncated or was changed: {size} bytes, expected {entry['bytes']}")
+            status = file.stat()
+            if status.st_size != entry["bytes"]:
+                raise UserError(
+                    f"{file} is truncated or was changed: {status.st_size} bytes, expected {entry['bytes']}"
+                )
+            if status.st_mtime_ns != entry.get("mtime_ns", status.st_mtime_ns):
+                raise UserError(f"{file.resolve()} was changed since {self.model} was prepared")
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], str, str]]:
         """Shape, dtype and file of every unique parameter, in module order, without torch.
@@ -213,11 +219,7 @@ def seal(
     UserError
         The weights do not fit the config, or the tokenizer is missing.
     """
-    files = {
-        str(file.name): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name != MANIFEST
-    }
+    files = {file.name: _entry(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != MANIFEST}
     if "tokenizer.json" not in files:
         raise UserError(f"{model} has no tokenizer.json, and none could be made", "add one beside its config.json")
     digest = hashlib.sha256(json.dumps({name: f["sha256"] for name, f in files.items()}, sort_keys=True).encode())
@@ -236,6 +238,16 @@ def seal(
     snapshot = Snapshot.load(folder)
     snapshot.headers()
     return snapshot
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    """Bytes and checksum of a file, flushed to disk; of a link, also when its target was last changed."""
+    entry: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    if file.is_symlink():
+        return entry | {"mtime_ns": file.stat().st_mtime_ns}
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+    return entry
 
 
 def snapshot_folder(target: Target) -> Path | None:
