@@ -7,6 +7,7 @@ So the sums depend on which rows there are, never on how they lie or where a par
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +46,14 @@ class Kind(NamedTuple):
     unit: str
 
 
-class _Rows(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Rows:
     """Rows as arrays; text is coded into sorted names."""
 
     columns: dict[str, NDArray[Any]]
     names: dict[str, list[str]]
 
-    def __getitem__(self, name: str) -> NDArray[Any]:  # type: ignore[override]
+    def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
 
     def take(self, chosen: NDArray[Any], **changed: int) -> _Rows:
@@ -228,13 +230,14 @@ def _column(rows: _Rows, chosen: Ints, line: Ints, lines: int, reduction: str) -
     """Value, sum of numerators and sum of denominators of one metric on every line; null where it has no row."""
     where, top, bottom = line[chosen], rows["numerator"][chosen], rows["denominator"][chosen]
     count = np.bincount(where, minlength=lines)
-    numerator = np.bincount(where, top, minlength=lines)
-    denominator = np.bincount(where, bottom, minlength=lines)
+    numerator: Floats = np.bincount(where, top, minlength=lines).astype(np.float64)
+    denominator: Floats = np.bincount(where, bottom, minlength=lines).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        value: Floats
         if reduction == "sum":
             value = numerator
         elif reduction == "mean":
-            value = np.bincount(where, top / bottom, minlength=lines) / count
+            value = np.bincount(where, top / bottom, minlength=lines) / np.maximum(count, 1)
         elif reduction == "max":
             value = np.full(lines, -np.inf)
             np.maximum.at(value, where, top / bottom)

@@ -13,7 +13,7 @@ from typing import Any
 import dask
 import pyarrow as pa
 
-from aggregate.pivot import SCOPES, Kind, kinds_of, pivot
+from aggregate.pivot import INDEX, SCOPES, Kind, kinds_of, pivot
 from aggregate.scan import relative_reason
 from sparsehpc.core import shards
 from sparsehpc.core.errors import SparseHPCError
@@ -117,5 +117,6 @@ def combine(parts: Sequence[Reduced]) -> Reduced:
         found = [part.wide[scope] for part in parts if scope in part.wide]
         if found:
             # Metrics differ between cells: a column that a part lacks is null there.
-            wide[scope] = pa.concat_tables(found, promote_options="default")
+            table = pa.concat_tables(found, promote_options="default")
+            wide[scope] = table.select([*INDEX, *sorted(set(table.column_names) - set(INDEX))])
     return Reduced(wide, dict(sorted(kinds.items())), damage)

@@ -51,7 +51,7 @@ class Coverage:
     @property
     def counts(self) -> dict[str, int]:
         """``expected`` and the number of cells in each state."""
-        found = Counter(state.state for state in self.states)
+        found: Counter[str] = Counter(state.state for state in self.states)
         return {"expected": len(self.states), **{name: found[name] for name in STATES}}
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,9 @@ _CONVENTION_ORDER = {"unique": 0, "study": 1, "": 2}
 _ROW_GROUP = 1 << 17
 _EXACT = 2**53
 
+#: Units of things that are counted.
+_COUNTED = ("bytes", "weights", "flops", "tokens")
+
 
 def build_tables(coverage: Coverage, reduced: Reduced) -> dict[str, pa.Table]:
     """All summary tables of a run, rows in plan order."""
@@ -106,12 +111,16 @@ def write_tables(run: RunFolder, tables: Mapping[str, pa.Table]) -> None:
         whole = stamped.combine_chunks()
         write_atomically(
             run.tables / f"{name}.parquet",
-            lambda path, whole=whole: pq.write_table(whole, path, compression="zstd", row_group_size=_ROW_GROUP),
+            partial(_write_parquet, whole),
         )
-        write_atomically(run.tables / f"{name}.csv", lambda path, whole=whole: pa_csv.write_csv(whole, path))
+        write_atomically(run.tables / f"{name}.csv", partial(pa_csv.write_csv, whole))
     for name in set(TABLES) - set(tables):
         for suffix in ("parquet", "csv"):
             (run.tables / f"{name}.{suffix}").unlink(missing_ok=True)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)
 
 
 def read_table(run: RunFolder, name: str) -> pa.Table:
@@ -228,9 +237,9 @@ def _table(
 
 
 def _whole_numbers(values: pa.ChunkedArray, metric: str, kinds: Mapping[str, Kind]) -> pa.ChunkedArray:
-    """Counts as integers: a sum of weights or bytes is no fraction."""
+    """Counts as integers: a number of weights or bytes is no fraction."""
     kind = _kind(metric, kinds)
-    if kind is None or kind.reduction != "sum":
+    if kind is None or not (kind.reduction == "sum" or (kind.reduction == "max" and kind.unit in _COUNTED)):
         return values
     array = values.drop_null().to_numpy()
     if len(array) and (not np.isfinite(array).all() or (np.abs(array) >= _EXACT).any() or (array % 1 != 0).any()):

@@ -35,7 +35,10 @@ class Drawn(NamedTuple):
 
 
 def draw_figures(run: RunFolder) -> list[Drawn]:
-    """Draw every figure of every model of a run into ``figures/``; stale ones are removed."""
+    """Draw every figure of every model of a run into ``figures/``.
+
+    A figure that is newer than the tables stays as it is; one that no longer belongs to the run is removed.
+    """
     drawn = list(_draw(run, load(run)))
     if run.figures.is_dir():
         kept = {path for figure in drawn for path in (figure.png, figure.svg)}
@@ -46,16 +49,23 @@ def draw_figures(run: RunFolder) -> list[Drawn]:
 
 
 def _draw(run: RunFolder, models: list[ModelData]) -> Iterator[Drawn]:
+    tables = max((path.stat().st_mtime_ns for path in run.tables.glob("*.parquet")), default=0)
     for data in models:
         for module in FIGURES:
-            figure = module.draw(data)
-            if figure is None:
-                continue
             stem = f"{module.NAME}-{data.subject.slug}"
             paths = [run.figures / f"{stem}.{kind}" for kind in ("png", "svg")]
-            for path in paths:
-                _save(figure, path)
+            if not all(_newer(path, tables) for path in paths):
+                figure = module.draw(data)
+                if figure is None:
+                    continue
+                for path in paths:
+                    _save(figure, path)
             yield Drawn(module.NAME, module.TITLE, module.CAPTION, data.subject, data.trained, *paths)
+
+
+def _newer(path: Path, tables_ns: int) -> bool:
+    """Whether a figure was drawn after the tables were written."""
+    return path.is_file() and path.stat().st_mtime_ns > tables_ns
 
 
 def _save(figure: Figure, path: Path) -> None:

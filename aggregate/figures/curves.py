@@ -22,8 +22,7 @@ def series(data: ModelData, metric: str) -> Iterator[tuple[int, str, str, pd.Dat
             found = rows[(rows["variant"] == variant) & rows[metric].notna()].sort_values("sparsity_target")
             if found.empty:
                 continue
-            if data.dense is not None:
-                found = pd.concat([data.dense.to_frame().T.infer_objects(), found], ignore_index=True)
+            found = pd.concat([data.dense, found], ignore_index=True)
             yield number, " ".join(label(part) for part in method), variant, found
 
 

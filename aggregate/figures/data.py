@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 
@@ -19,6 +19,20 @@ SHOWN_SPARSITY = 0.3
 
 #: Bars a reader can still compare.
 MOST_SPARSITIES = 6
+
+
+def missing(value: Any) -> bool:
+    """Whether a table has no value there."""
+    return value is None or value is pd.NA or value != value
+
+
+#: One row of a table.
+Record: TypeAlias = dict[str, Any]
+
+
+def records(frame: pd.DataFrame) -> list[Record]:
+    """Rows of a table by column name."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 class Subject(NamedTuple):
@@ -56,10 +70,9 @@ class ModelData:
         return bool(self.table["trained"].all())
 
     @cached_property
-    def dense(self) -> pd.Series | None:
-        """Row of the dense reference, if it was measured."""
-        rows = self.table[(self.table["method"] == "none") & (self.table["variant"] == "dense")]
-        return None if rows.empty else rows.iloc[0]
+    def dense(self) -> pd.DataFrame:
+        """Row of the dense reference; empty if it was not measured."""
+        return self.table[(self.table["method"] == "none") & (self.table["variant"] == "dense")].head(1)
 
     @cached_property
     def pruned(self) -> pd.DataFrame:
@@ -120,7 +133,7 @@ def load(run: RunFolder) -> list[ModelData]:
     variants = looks(whole["variant"])
     subjects = dict.fromkeys(Subject(*pair) for pair in zip(whole["model"], whole["dtype"], strict=True))
     return [
-        ModelData(subject, *(_of(frame, subject) for frame in (whole, groups, tensors)), variants)
+        ModelData(subject, _of(whole, subject), _of(groups, subject), _of(tensors, subject), variants)
         for subject in subjects
     ]
 

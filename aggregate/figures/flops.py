@@ -32,8 +32,8 @@ def draw(data: ModelData) -> Figure | None:
     variants = [name for name in data.variants if name in set(groups["variant"])]
     if not variants:
         return None
-    first = groups[groups["variant"] == variants[0]].set_index("group")
-    names = [name for name in schema.GROUPS if name in first.index and first.loc[name, "flops_dense"] > 0]
+    first = groups[(groups["variant"] == variants[0]) & (groups["flops_dense"] > 0)].set_index("group")
+    names = [name for name in schema.GROUPS if name in first.index]
     if not names:
         return None
     bars = [

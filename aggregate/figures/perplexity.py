@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aggregate.figures.curves import draw_curves
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import VERMILLION, new_figure
+from aggregate.figures.style import VERMILLION, new_figure, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +28,9 @@ def draw(data: ModelData) -> Figure | None:
     axes.set_yscale("log")
     dense = data.table["perplexity_dense"].dropna()
     if len(dense):
-        axes.axhline(dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {dense.iloc[0]:,.4g}")
+        axes.axhline(
+            dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {number(dense.iloc[0])}"
+        )
     worse = data.pruned[data.pruned["mark"].fillna("").str.contains("worse than guessing")]
     if len(worse):
         axes.plot(

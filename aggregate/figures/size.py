@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from aggregate.figures.data import ModelData
+from aggregate.figures.data import ModelData, Record, missing, records
 from aggregate.figures.style import BLACK, COMPONENTS, MIB, label, mix, new_figure, percent
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ def draw(data: ModelData) -> Figure | None:
     parts = sorted(found, key=lambda name: list(COMPONENTS).index(name) if name in COMPONENTS else len(COMPONENTS))
     parts = [part for part in parts if rows[prefix + part].fillna(0).gt(0).any()]
     figure, axes = new_figure(f"Size by variant · {data.subject.title}", data.trained, height=1.8 + 0.32 * len(rows))
-    for place, (_, row) in enumerate(rows.iterrows()):
+    for place, row in enumerate(records(rows)):
         left = 0.0
         for index, part in enumerate(parts):
             size = row[prefix + part]
-            if pd.isna(size) or not size:
+            if missing(size) or not size:
                 continue
             axes.barh(
                 place,
@@ -53,11 +53,11 @@ def draw(data: ModelData) -> Figure | None:
             )
             left += size / MIB
         axes.text(left, place, f" {left:,.1f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [_name(row) for _, row in rows.iterrows()], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_name(row) for row in records(rows)], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("size (MiB)")
     axes.margins(x=0.12)
-    handles = [
+    handles: list[Any] = [
         axes.barh(
             0,
             0,
@@ -95,6 +95,6 @@ def _bars(data: ModelData) -> pd.DataFrame:
     return pd.concat([dense, rows], ignore_index=True)
 
 
-def _name(row: pd.Series) -> str:
+def _name(row: Record) -> str:
     name = label(str(row["variant"]))
     return name if row["method"] == "none" else f"{name} {percent(row['sparsity_target'])}"

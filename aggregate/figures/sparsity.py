@@ -26,8 +26,11 @@ def draw(data: ModelData) -> Figure | None:
     if data.first_method is None:
         return None
     variant = data.of_method(data.pruned, data.first_method)["variant"].iloc[0]
-    whole = data.of_method(data.table, data.first_method).query("variant == @variant").set_index("sparsity_target")
-    groups = data.of_method(data.groups, data.first_method).query("variant == @variant")
+    whole, groups = (
+        frame[frame["variant"] == variant]
+        for frame in (data.of_method(data.table, data.first_method), data.of_method(data.groups, data.first_method))
+    )
+    whole = whole.set_index("sparsity_target")
     shown = [s for s in data.some_sparsities(5) if s in whole.index]
     names = [name for name in schema.GROUPS if name in set(groups["group"])]
     if not shown or whole["sparsity"].isna().all():

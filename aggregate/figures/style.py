@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -98,6 +99,20 @@ def label(text: str) -> str:
 def percent(fraction: float) -> str:
     """Write a fraction as people write a sparsity: 30 %, 12.5 %."""
     return f"{100 * fraction:.4g} %"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Write a number with so many significant digits, never with a power of ten.
+
+    >>> number(24.8300), number(52847.31), number(0.001649)
+    ('24.83', '52,847', '0.001649')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
 
 
 @lru_cache(maxsize=1)

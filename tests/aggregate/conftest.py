@@ -124,11 +124,12 @@ def structure_rows(cell: Cell, shape: Shape) -> list[Measurement]:
         Measurement(
             "model", "model", "bytes_dense_published", float(DTYPE_BYTES[shape.published] * total), unit="bytes"
         ),
-        Measurement("model", "model", "bytes_source_file", float(shape.source_bytes), unit="bytes"),
         Measurement(
             "model", "model", "attention_flops_per_context_token", 4.0 * shape.hidden * shape.layers, unit="flops"
         ),
     ]
+    if shape.source_bytes:
+        rows.append(Measurement("model", "model", "bytes_source_file", float(shape.source_bytes), unit="bytes"))
     return rows
 
 
@@ -175,7 +176,7 @@ def window_rows(cell: Cell, shape: Shape, windows: int, seed: int = 0) -> list[M
     rows = []
     for index in range(windows):
         n = int(tokens[index])
-        equal = int(round(n * keep[index]))
+        equal = round(n * float(keep[index]))
         dense_right = int(n * (0.45 if shape.trained else 0.0))
         both = int(dense_right * keep[index])
         nats, dense = (dense_nats[index] + damage[index]) * (n - 1), dense_nats[index] * (n - 1)
@@ -338,7 +339,7 @@ def make_run(tmp_path: Path) -> Callable[..., RunFolder]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic() -> Any:
     """This module: tests need its shapes and writers."""
     import sys

@@ -1,0 +1,167 @@
+"""The report: one offline page, and a summary to paste."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from aggregate.figures import Drawn, draw_figures
+from aggregate.figures.data import Record, load, missing, records
+from aggregate.figures.style import MIB, number, percent
+from aggregate.report.definitions import DEFINITIONS
+from aggregate.report.facts import facts_of, share
+from aggregate.report.private import public, scrub
+from aggregate.scan import STATES
+from aggregate.tables import read_table
+from sparsehpc.core.files import write_text
+from sparsehpc.core.layout import RunFolder
+
+#: Rows and figures that the page itself shows; the tables beside it hold everything.
+MOST_ROWS = 300
+MOST_FIGURES = 42
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write ``report/index.html`` and ``report/summary.md`` from the tables; returns the page.
+
+    Tables that are not there are made first. The page needs no network and names no person and no place.
+    """
+    if not (run.tables / "global.parquet").is_file():
+        from aggregate.api import aggregate_run
+
+        aggregate_run(run, figures=False)
+    content = _content(run)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("aggregate.report", "templates"),
+        autoescape=jinja2.select_autoescape(["html.jinja", "html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = markdown
+    page = run.report / "index.html"
+    write_text(page, environment.get_template("page.html.jinja").render(content))
+    write_text(run.report / "summary.md", environment.get_template("summary.md.jinja").render(content))
+    return page
+
+
+def markdown(text: str) -> str:
+    """Keep a name from being read as markup."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\\\`*_\[\]|#])", r"\\\1", text)
+
+
+def _content(run: RunFolder) -> dict[str, Any]:
+    whole = read_table(run, "global").to_pandas()
+    coverage = read_table(run, "coverage").to_pandas()
+    figures = draw_figures(run)
+    counts = coverage["state"].value_counts()
+    absent = coverage[coverage["state"] != "done"]
+    rows = whole[whole["convention"] != "study"]
+    return {
+        "title": _study_name(run),
+        "expected": len(coverage),
+        "counts": {state: int(counts.get(state, 0)) for state in STATES},
+        "absent": [_absent(row) for row in records(absent.head(MOST_ROWS))],
+        "absent_left": max(0, len(absent) - MOST_ROWS),
+        "models": facts_of(load(run), whole[whole["convention"] == "study"]),
+        "untrained": sorted(set(rows.loc[~rows["trained"].astype(bool), "model"].map(scrub))),
+        "headings": [heading for heading, _ in _COLUMNS],
+        "rows": [[_cell(row, spec) for _, spec in _COLUMNS] for row in records(rows.head(MOST_ROWS))],
+        "rows_left": max(0, len(rows) - MOST_ROWS),
+        "figures": [_figure(figure) for figure in figures[:MOST_FIGURES]],
+        "figures_left": max(0, len(figures) - MOST_FIGURES),
+        "definitions": DEFINITIONS,
+        "provenance": public(_json(run.provenance)),
+        "study_text": scrub(run.study.read_text(encoding="utf-8")) if run.study.is_file() else "",
+        "scrub": scrub,
+    }
+
+
+def _study_name(run: RunFolder) -> str:
+    try:
+        return str(tomllib.loads(run.study.read_text(encoding="utf-8"))["study"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return run.root.name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"provenance": "the file provenance.json is missing or cannot be read"}
+    return found if isinstance(found, dict) else {}
+
+
+def _figure(figure: Drawn) -> dict[str, Any]:
+    data = base64.b64encode(figure.svg.read_bytes()).decode()
+    model = scrub(figure.subject.model)
+    mark = "" if figure.trained else " (untrained: random weights)"
+    return {
+        "source": f"data:image/svg+xml;base64,{data}",
+        "file": f"../figures/{figure.png.name}",
+        "alt": f"{figure.title} of {model} in {figure.subject.dtype}{mark}",
+        "title": f"{figure.title}: {model}, {figure.subject.dtype}{mark}",
+        "caption": figure.caption,
+    }
+
+
+def _absent(row: Record) -> dict[str, str]:
+    return {
+        "what": scrub(" ".join((*(str(row[key]) for key in _WHAT), percent(row["sparsity_target"])))),
+        "state": str(row["state"]),
+        "why": scrub(": ".join(part for part in (row["cause"], row["reason"]) if part)) or "not run yet",
+        "cell_id": str(row["cell_id"]),
+    }
+
+
+_WHAT = ("model", "dtype", "variant", "method", "pattern")
+
+#: Columns of the headline table: heading, and (column, how it is written).
+_COLUMNS: tuple[tuple[str, tuple[str, str]], ...] = (
+    ("model", ("model", "text")),
+    ("dtype", ("dtype", "text")),
+    ("method", ("method", "text")),
+    ("pattern", ("pattern", "text")),
+    ("sparsity asked", ("sparsity_target", "percent")),
+    ("variant", ("variant", "text")),
+    ("seed", ("calibration_seed", "count")),
+    ("sparsity reached, prunable", ("sparsity_prunable", "share")),
+    ("sparsity, whole model", ("sparsity", "share")),
+    ("size (MiB)", ("bytes_total", "mib")),
+    ("size / dense", ("bytes_ratio", "number")),
+    ("MFLOPs per token executed", ("flops_executed", "mega")),
+    ("top-1 agreement", ("top1_agreement", "share")),
+    ("KL (nats)", ("kl", "number")),
+    ("perplexity", ("perplexity", "number")),
+    ("dense perplexity", ("perplexity_dense", "number")),
+    ("bits per byte", ("bits_per_byte", "number")),
+    ("mark", ("mark", "mark")),
+)
+
+
+def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
+    column, how = spec
+    value: Any = row.get(column)
+    if how == "mark":
+        marks = [text for text in ("" if row["trained"] else "untrained", value or "") if text]
+        return {"text": ", ".join(marks), "sort": ""}
+    if missing(value):
+        return {"text": "", "sort": ""}
+    if how == "text":
+        return {"text": scrub(str(value)), "sort": ""}
+    text = {
+        "percent": lambda: percent(value),
+        "share": lambda: share(value),
+        "mib": lambda: f"{value / MIB:,.1f}",
+        "mega": lambda: f"{value / 1e6:,.1f}",
+        "count": lambda: f"{value:.0f}",
+        "number": lambda: number(value),
+    }[how]()
+    return {"text": text, "sort": repr(float(value))}

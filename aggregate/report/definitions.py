@@ -1,0 +1,84 @@
+"""What the words on the page mean; one entry per figure, so that each sentence can point at its definition."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Definition(NamedTuple):
+    """A term of the report."""
+
+    key: str
+    term: str
+    text: str
+
+
+DEFINITIONS = (
+    Definition(
+        "sparsity",
+        "Sparsity",
+        "Share of weights that are exactly zero. The requested sparsity is a fraction of the prunable weights "
+        "(the linear weights of the pruned groups); sparsity of the whole model counts each stored tensor once.",
+    ),
+    Definition(
+        "bytes",
+        "Size",
+        "Bytes of every array that the storage holds: values, indices, offsets, masks, biases, padding included, each "
+        "stored tensor once. MiB is 2^20 bytes. It is compared with the dense model in float32, the dense model in the "
+        "dtype it was published in, and the file it was published as.",
+    ),
+    Definition(
+        "flops",
+        "FLOPs per token",
+        "Floating-point operations of the matrix products for one token, a multiply-add counted as two: dense, "
+        "theoretical (two per non-zero weight), executed (what the variant's kernel does). Look-ups cost none; the "
+        "attention scores grow with the context and are given per context token.",
+    ),
+    Definition(
+        "top1_agreement",
+        "Top-1 agreement",
+        "Share of positions at which the pruned model's most likely next token is the dense model's "
+        "(ties take the lowest token id). Window sums are added, then divided.",
+    ),
+    Definition(
+        "kl",
+        "KL divergence",
+        "Mean over positions of KL(dense || pruned) in nats, with softmax sums in float64.",
+    ),
+    Definition(
+        "perplexity",
+        "Perplexity",
+        "exp of the mean negative log-likelihood in nats of the predicted evaluation tokens. It depends on tokenizer "
+        "and text: compare it only within one model and evaluation. Above the size of the vocabulary it is marked "
+        "'worse than guessing'.",
+    ),
+    Definition(
+        "bits_per_byte",
+        "Bits per byte",
+        "Negative log-likelihood in bits over the UTF-8 bytes of the text: comparable across tokenizers.",
+    ),
+    Definition(
+        "convention",
+        "Conventions: unique and study",
+        "'unique' counts each stored tensor once and every byte that is stored; figures and headlines use it. 'study' "
+        "is the accounting of the study that this one repeats: the tied head counted again, look-ups billed as matrix "
+        "products, and a size that adds up parameters only, so that CSR weights, being buffers, weigh nothing.",
+    ),
+    Definition(
+        "variant",
+        "Variants",
+        "How the pruned weights are stored and run: dense (not pruned), masked (zeros in dense arrays), csr "
+        "(compressed sparse rows with 32-bit indices), and further formats of the study.",
+    ),
+    Definition(
+        "pattern",
+        "Patterns",
+        "Where zeros may lie: unstructured (anywhere), or N:M, keep N of every M weights.",
+    ),
+    Definition(
+        "untrained",
+        "Untrained",
+        "The model has seeded random weights. Its structure, size and operations are real; its behaviour says nothing "
+        "about language.",
+    ),
+)

@@ -1,0 +1,168 @@
+"""The headline: plain sentences, each computed from the tables, each with the key of its definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from aggregate.figures.data import ModelData, Record, Subject, missing, records
+from aggregate.figures.style import MIB, number, percent
+
+#: Methods that get sentences of their own; all of them are in the table.
+_MOST_METHODS = 4
+
+
+class Fact(NamedTuple):
+    """A computed sentence and the definition it rests on."""
+
+    text: str
+    definition: str
+
+
+class ModelFacts(NamedTuple):
+    """What the headline says about one model."""
+
+    subject: Subject
+    trained: bool
+    facts: list[Fact]
+
+
+def facts_of(models: list[ModelData], study: pd.DataFrame) -> list[ModelFacts]:
+    """Sentences of every model.
+
+    Parameters
+    ----------
+    models
+        Tables of each model, convention ``unique``.
+    study
+        Rows of the ``global`` table with convention ``study``.
+    """
+    return [ModelFacts(data.subject, data.trained, list(_facts(data, study))) for data in models]
+
+
+def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
+    shown = data.shown_sparsity
+    if shown is None:
+        yield Fact("No pruned cell of this model is done yet.", "sparsity")
+        return
+    for method in data.methods[:_MOST_METHODS]:
+        rows = data.of_method(data.pruned, method)
+        near = min(rows["sparsity_target"].unique(), key=lambda s: (abs(s - shown), s))
+        yield from _behaviour(data, method, records(rows[rows["sparsity_target"] == near])[0])
+    first = data.of_method(data.pruned, data.methods[0])
+    at = first[first["sparsity_target"] == shown]
+    for row in records(at):
+        yield from _size(row)
+        yield from _flips(row)
+    yield from _old_accounting(at, study)
+    if len(data.methods) > _MOST_METHODS:
+        yield Fact(f"{len(data.methods)} methods and patterns were measured; the table holds them all.", "pattern")
+
+
+def _behaviour(data: ModelData, method: tuple[str, str], row: Record) -> Iterator[Fact]:
+    start = f"Pruned by {method[0]} ({method[1]}) at {percent(row['sparsity_target'])}"
+    if _known(row, "sparsity"):
+        start += f", which makes {percent(row['sparsity'])} of all its weights zero"
+    parts = []
+    if _known(row, "top1_agreement"):
+        kept = share(row["top1_agreement"]) + interval(row, "top1_agreement", 100, " %")
+        parts.append(f"keeps {kept} of the dense model's top-1 choices")
+    if _known(row, "perplexity", "perplexity_dense"):
+        change = row["perplexity"] / row["perplexity_dense"] - 1
+        parts.append(
+            f"goes from perplexity {number(row['perplexity_dense'])} to {number(row['perplexity'])}"
+            f"{interval(row, 'perplexity')} ({signed(change)})"
+        )
+    if parts:
+        mark = "" if data.trained else " (untrained: random weights, so this says nothing about language)"
+        yield Fact(f"{start}, the model {' and '.join(parts)}{mark}.", "top1_agreement")
+
+
+def _size(row: Record) -> Iterator[Fact]:
+    if not _known(row, "bytes_total", "bytes_dense_float32"):
+        return
+    size = row["bytes_total"]
+    text = (
+        f"Stored as {row['variant']} at {percent(row['sparsity_target'])} it takes {mib(size)}: "
+        f"{against(size, row['bytes_dense_float32'])} dense float32 ({mib(row['bytes_dense_float32'])})"
+    )
+    if _known(row, "bytes_dense_published") and row["published_dtype"] != "float32":
+        text += (
+            f", {against(size, row['bytes_dense_published'])} dense {row['published_dtype']}, in which it was "
+            f"published ({mib(row['bytes_dense_published'])})"
+        )
+    if _known(row, "bytes_source_file"):
+        text += f", {against(size, row['bytes_source_file'])} the source file ({mib(row['bytes_source_file'])})"
+    yield Fact(f"{text}.", "bytes")
+
+
+def _flips(row: Record) -> Iterator[Fact]:
+    if _known(row, "top1_differs_from_masked"):
+        yield Fact(
+            f"Run from {row['variant']}, {share(row['top1_differs_from_masked'])} of the top-1 choices differ from "
+            f"those of the masked model with the same weights (rounding in another order).",
+            "top1_agreement",
+        )
+
+
+def _old_accounting(at: pd.DataFrame, study: pd.DataFrame) -> Iterator[Fact]:
+    """Say where counting parameters only turns 'larger' into 'smaller'."""
+    old = study.set_index("cell_id")["bytes_total"]
+    for row in records(at):
+        counted: Any = old.get(row["cell_id"])
+        if missing(counted) or not _known(row, "bytes_total", "bytes_ratio"):
+            continue
+        dense = row["bytes_total"] / row["bytes_ratio"]
+        if counted < dense < row["bytes_total"]:
+            yield Fact(
+                f"{row['variant']} at {percent(row['sparsity_target'])} is larger than the dense model, not smaller: "
+                f"{mib(row['bytes_total'])} against {mib(dense)}, because every kept weight carries an index. The old "
+                f"study saw the opposite ({mib(counted)} in its count): it added up parameters, and the weights in "
+                f"{row['variant']} are buffers, no parameters, so they were left out and weighed nothing.",
+                "convention",
+            )
+
+
+def _known(row: Record, *columns: str) -> bool:
+    return all(column in row and not missing(row[column]) and row[column] != "" for column in columns)
+
+
+def mib(size: float) -> str:
+    """Bytes as MiB with one decimal."""
+    return f"{size / MIB:,.1f} MiB"
+
+
+def share(fraction: float) -> str:
+    """Write a measured share: three significant digits, and never 100 % where some are missing."""
+    if 0.9995 <= fraction < 1:
+        return f"{math.floor(1e6 * fraction) / 1e4:.4f} %"
+    return f"{number(100 * fraction, 3)} %"
+
+
+def signed(change: float) -> str:
+    """Write a relative change with its sign."""
+    if change == 0:
+        return "no change"
+    sign = "+" if change > 0 else "\N{MINUS SIGN}"
+    return f"{sign}{number(abs(100 * change), 3)} %"
+
+
+def against(size: float, reference: float) -> str:
+    """Say how a size compares: '31.4 % larger than', 'the size of'."""
+    change = size / reference - 1
+    if abs(change) < 5e-4:
+        return "the size of"
+    if change >= 1:
+        return f"{number(size / reference, 3)} times as large as"
+    return f"{number(abs(100 * change), 3)} % {'larger' if change > 0 else 'smaller'} than"
+
+
+def interval(row: Record, metric: str, scale: float = 1.0, unit: str = "") -> str:
+    """Write the 95 % interval of a figure, where the table has one."""
+    low, high = f"{metric}_lo", f"{metric}_hi"
+    if not _known(row, low, high):
+        return ""
+    return f" [{number(scale * row[low], 3)}, {number(scale * row[high], 3)}{unit}]"
