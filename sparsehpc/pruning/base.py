@@ -19,6 +19,8 @@ from sparsehpc.pruning.patterns import Pattern, parse_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from decimal import Decimal
+    from fractions import Fraction
 
     import torch
 
@@ -90,6 +92,8 @@ class Method(ABC):
         Patterns it can produce.
     allocations
         Ways it can spread the budget over layers; ``default`` is its own rule.
+    learned_allocations
+        Those that need input norms of the dense model before anything is pruned.
     refits
         Whether its kept weights can be re-optimised afterwards (``refit = true``).
     """
@@ -101,17 +105,40 @@ class Method(ABC):
     statistics: ClassVar[tuple[Statistic, ...]] = ()
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
     allocations: ClassVar[tuple[str, ...]] = ("default",)
+    learned_allocations: ClassVar[tuple[str, ...]] = ()
     refits: ClassVar[bool] = False
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, pruning: Pruning, options: Options) -> None:
         self.pruning = pruning
         self.options = options
+        #: Share of every weight that goes, by name, where `allocation.allocate` spread the budget unevenly.
+        self.budgets: Mapping[str, Fraction] | None = None
 
     @classmethod
-    def needs_calibration(cls) -> bool:
-        """Whether the method reads calibration text."""
-        return bool(cls.statistics)
+    def needs_calibration(cls, allocation: str = "default", refit: bool = False) -> bool:
+        """Whether the method reads calibration text, given how the budget is spread and whether it refits."""
+        return bool(cls.statistics) or refit or allocation in cls.learned_allocations
+
+    @property
+    def wanted_statistics(self) -> tuple[Statistic, ...]:
+        """Statistics of the layer inputs that this combination needs."""
+        if self.pruning.refit and "hessian" not in self.statistics:
+            return (*self.statistics, "hessian")
+        return self.statistics
+
+    def sparsity(self, site: Site) -> Decimal | Fraction:
+        """Share of one weight that goes: the requested one, unless an allocation gave this weight its own."""
+        return self.pruning.fraction if self.budgets is None else self.budgets[site.parameter.name]
+
+    def apply(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
+        """Prune one weight and, where the combination asks for it, refit what is kept; parameters as for `prune`."""
+        pruned = self.prune(weight, site, statistics)
+        if not self.pruning.refit:
+            return pruned
+        from sparsehpc.pruning.refit import refit
+
+        return refit(weight, pruned, statistics["hessian"], site.parameter.name)
 
     @classmethod
     def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
@@ -204,7 +231,7 @@ def make_method(pruning: Pruning) -> Method:
         raise UserError(
             f"method {kind.name!r} cannot produce pattern {pattern.name!r}", f"legal: {', '.join(kind.patterns)}"
         )
-    if kind.needs_calibration() and pruning.calibration is None:
+    if kind.needs_calibration(pruning.allocation, pruning.refit) and pruning.calibration is None:
         raise UserError(f"method {kind.name!r} needs calibration text", "add a [calibration] table to the study")
     return kind(pruning, build_options(pruning.method, dict(pruning.options)))
 

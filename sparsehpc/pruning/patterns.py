@@ -6,9 +6,11 @@ uses the same notation for the number *removed*.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Decimal
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final, Literal
 
 from sparsehpc.core.errors import UserError, unknown
@@ -110,10 +112,10 @@ def parse_pattern(name: str) -> Pattern:
     raise UserError(unknown("pattern", name, PATTERNS), hint)
 
 
-def removed_count(sparsity: Decimal, total: int) -> int:
-    """Number of weights that ``sparsity`` removes of ``total``: the floor of the exact decimal product.
+def removed_count(sparsity: Decimal | Fraction, total: int) -> int:
+    """Number of weights that ``sparsity`` removes of ``total``: the floor of the exact product.
 
-    >>> removed_count(Decimal("0.3"), 10), removed_count(Decimal("0.29"), 100)
-    (3, 29)
+    >>> removed_count(Decimal("0.3"), 10), removed_count(Decimal("0.29"), 100), removed_count(Fraction(1, 3), 3)
+    (3, 29, 1)
     """
-    return int((sparsity * total).to_integral_value(rounding=ROUND_FLOOR))
+    return math.floor(Fraction(sparsity) * total)

@@ -14,6 +14,8 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Final, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from sparsehpc.core.errors import CellError
+from sparsehpc.pruning.patterns import Pattern, removed_count
 
 TieRule = Literal["index", "threshold"]
 
@@ -260,13 +263,18 @@ def lowest_in_groups(scores: torch.Tensor, keep: int, of: int) -> torch.Tensor:
     if columns % of:
         raise ValueError(f"{columns} columns do not divide into groups of {of}")
     lanes = scores.view(rows, columns // of, of).permute(2, 0, 1).contiguous()
-    # Rank by comparing pairs: an equal score at a lower column ranks lower.
-    ranks = torch.zeros(lanes.shape, dtype=torch.int8, device=scores.device)
-    for first, second in itertools.combinations(range(of), 2):
+    return lowest_lanes(lanes, keep).permute(1, 2, 0).reshape(rows, columns)
+
+
+def lowest_lanes(lanes: torch.Tensor, keep: int) -> torch.Tensor:
+    """Mask of all but the ``keep`` highest along the first dimension, ties by its index (bool, shape of ``lanes``)."""
+    # Rank by comparing pairs: an equal score at a lower index ranks lower.
+    ranks = torch.zeros(lanes.shape, dtype=torch.int8, device=lanes.device)
+    for first, second in itertools.combinations(range(lanes.shape[0]), 2):
         second_lower = lanes[second] < lanes[first]
         ranks[first] += second_lower
         ranks[second] += ~second_lower
-    return (ranks < of - keep).permute(1, 2, 0).reshape(rows, columns)
+    return ranks < lanes.shape[0] - keep
 
 
 def sum_blocks(scores: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -296,3 +304,42 @@ def with_zeros_first(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
 def remove(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Copy of ``weight`` with zeros where ``mask`` is True; other weights bit for bit as before."""
     return weight.detach().masked_fill(mask, 0)
+
+
+def choose(
+    scores: torch.Tensor,
+    weight: torch.Tensor,
+    pattern: Pattern,
+    sparsity: Decimal | Fraction,
+    scope: Literal["row", "matrix"],
+) -> torch.Tensor:
+    """Mask of the lowest scores in the shape that a pattern asks for.
+
+    Weights that are zero already go first, then by score, then by position. "Keep N of M" ranks inside each group
+    whatever the scope. Blocks rank by the sum of the squares of their scores, inside a row of blocks or inside the
+    matrix; ``sparsity`` then is the share of blocks.
+
+    Parameters
+    ----------
+    scores
+        Not negative, float32 or float64, shape of ``weight``.
+    weight
+        out_features x in_features.
+    pattern
+        Where zeros may lie.
+    sparsity
+        Share that goes, rounded down to whole weights (or blocks) of a row or of the matrix.
+    scope
+        What ranks against each other.
+    """
+    if pattern.kind == "block":
+        scores = sum_blocks(scores.double().square(), pattern.rows, pattern.columns)
+    else:
+        scores = with_zeros_first(scores, weight)
+    if pattern.kind == "keep":
+        return lowest_in_groups(scores, pattern.keep, pattern.of)
+    if scope == "row":
+        mask = lowest_per_row(scores, removed_count(sparsity, scores.shape[1]))
+    else:
+        mask = lowest(scores, removed_count(sparsity, scores.numel()))
+    return expand_blocks(mask, pattern.rows, pattern.columns)

@@ -25,7 +25,7 @@ def test_widths_that_do_not_divide_say_so():
 
 @pytest.mark.parametrize("name", ["4:2", "2:2", "block3x3", "unstructurd", "", "2:4 "])
 def test_unknown_patterns_name_the_legal_ones(name):
-    with pytest.raises(UserError, match="Legal: .*unstructured"):
+    with pytest.raises(UserError, match=r"Legal: .*unstructured"):
         parse_pattern(name)
 
 

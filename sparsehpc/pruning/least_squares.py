@@ -1,0 +1,185 @@
+"""Least squares over a layer's inputs: damping, the factor SparseGPT sweeps with, and fits on a fixed support.
+
+Everything is a function of the Hessian X^T X (in_features x in_features, float64) and needs the inputs no more.
+Its scale does not matter: damping is a share of its mean diagonal. Features that are zero in all of the calibration
+text ("dead") get the mean diagonal as their own, so that every matrix here can be inverted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from sparsehpc.core.errors import CellError
+
+#: A failed Cholesky raises the damping by this factor ...
+DAMPING_FACTOR: Final = 10.0
+#: ... until it would exceed this share of the mean diagonal.
+DAMPING_LIMIT: Final = 10.0
+
+_BLOCK: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class InverseFactor:
+    """Upper triangular U with U^T U = (H + damping)^-1.
+
+    Parameters
+    ----------
+    upper
+        U, float64.
+    damping
+        Share of the mean diagonal that was added.
+    raised
+        How often the damping had to be raised.
+    dead
+        Features without any input (bool, in_features).
+    """
+
+    upper: torch.Tensor
+    damping: float
+    raised: int
+    dead: torch.Tensor
+
+    def notes(self) -> dict[str, float]:
+        """What a reader must know: nothing if all went as asked."""
+        return {"damping": self.damping, "damping_raised": self.raised} if self.raised else {}
+
+
+def prepare(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Copy of a Hessian in which dead features stand alone, the dead features, and its mean diagonal.
+
+    The mean runs over all features, dead ones included as zero; it is 1 where every feature is dead.
+    """
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    mean = float(diagonal.mean()) or 1.0
+    ready = hessian.clone()
+    ready.diagonal()[dead] = mean
+    return ready, dead, mean
+
+
+def inverse_factor(hessian: torch.Tensor, damping: float, name: str) -> InverseFactor:
+    """Factor the inverse of a damped Hessian; where that fails, damping rises in steps and the result says so.
+
+    One Cholesky of the reversed matrix and one triangular inverse, half of the published Cholesky, inverse, Cholesky:
+    with J the reversal, J H J = L L^T gives H = (J L J)(J L J)^T, so U = (J L J)^-1 = J L^-1 J.
+
+    Parameters
+    ----------
+    hessian
+        X^T X, float64; not changed.
+    damping
+        Share of the mean diagonal to add to the diagonal.
+    name
+        Named in the error.
+
+    Raises
+    ------
+    CellError
+        If no damping up to `DAMPING_LIMIT` makes the matrix positive definite.
+    """
+    ready, dead, mean = prepare(hessian)
+    base = ready.diagonal().clone()
+    share, raised = damping, 0
+    while share <= max(DAMPING_LIMIT, damping):
+        ready.diagonal().copy_(base + share * mean)
+        lower, failed = torch.linalg.cholesky_ex(ready.flip(0, 1))
+        if not int(failed):
+            return InverseFactor(_invert_lower(lower).flip(0, 1), share, raised, dead)
+        share = share * DAMPING_FACTOR if share else 1e-4
+        raised += 1
+    raise CellError(f"the inputs of {name} have no usable Hessian: Cholesky fails up to a damping of {DAMPING_LIMIT:g}")
+
+
+def _invert_lower(lower: torch.Tensor) -> torch.Tensor:
+    """Inverse of a lower triangular matrix by halves: nearly all work is matrix products."""
+    inverse = torch.zeros_like(lower)
+
+    def invert(start: int, stop: int) -> None:
+        if stop - start <= _BLOCK:
+            eye = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
+            block = lower[start:stop, start:stop]
+            inverse[start:stop, start:stop] = torch.linalg.solve_triangular(block, eye, upper=False)
+            return
+        middle = (start + stop) // 2
+        invert(start, middle)
+        invert(middle, stop)
+        left = inverse[middle:stop, middle:stop] @ lower[middle:stop, start:middle]
+        inverse[middle:stop, start:middle] = (left @ inverse[start:middle, start:middle]).neg_()
+
+    invert(0, lower.shape[0])
+    return inverse
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Solution of a fit on a fixed support.
+
+    Parameters
+    ----------
+    solution
+        in_features x out_features, zero outside the support.
+    steps
+        Conjugate-gradient steps taken.
+    residual
+        Largest residual of any output, relative to its right-hand side.
+    """
+
+    solution: torch.Tensor
+    steps: int
+    residual: float
+
+
+def fit_on_support(
+    gram: torch.Tensor, dense: torch.Tensor, support: torch.Tensor, start: torch.Tensor, steps: int, tolerance: float
+) -> Fit:
+    """Minimise (B - B0)^T G (B - B0) over B that is zero outside a support, every output by itself.
+
+    Conjugate gradients on all outputs at once. With a unit diagonal of G this is Jacobi-preconditioned.
+
+    Parameters
+    ----------
+    gram
+        G, in_features x in_features, positive definite.
+    dense
+        B0, in_features x out_features.
+    support
+        True where B may differ from zero, shape of ``dense``.
+    start
+        First guess; used inside the support only.
+    steps
+        Steps at most.
+    tolerance
+        Stops once every output's residual is below this share of its right-hand side.
+    """
+    kept = support.to(gram.dtype)
+    solution = start * kept
+    target = (gram @ dense) * kept
+    scale = target.norm(dim=0).clamp_min(torch.finfo(gram.dtype).tiny)
+    residual = target - (gram @ solution) * kept
+    direction = residual.clone()
+    power = residual.square().sum(0)
+    step = 0
+    while step < steps and float((power.sqrt() / scale).max()) > tolerance:
+        image = (gram @ direction) * kept
+        curvature = (direction * image).sum(0)
+        # An output that is solved already has no direction left.
+        length = torch.where(curvature > 0, power / curvature, torch.zeros_like(power))
+        solution += length * direction
+        residual -= length * image
+        new = residual.square().sum(0)
+        direction = residual + torch.where(power > 0, new / power, torch.zeros_like(power)) * direction
+        power = new
+        step += 1
+    return Fit(solution, step, float((power.sqrt() / scale).max()) if power.numel() else 0.0)
+
+
+def relative_error(weight: torch.Tensor, pruned: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Squared error of a layer's outputs relative to its dense outputs' squares, both over the calibration text."""
+    dense = weight.detach().double()
+    lost = dense - pruned.detach().double()
+    total = float(((dense @ hessian) * dense).sum())
+    return float(((lost @ hessian) * lost).sum()) / total if total else 0.0

@@ -1,0 +1,162 @@
+"""SparseGPT: remove weights column by column and let the later columns make up for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from sparsehpc.core.errors import CellError, UserError
+from sparsehpc.pruning.base import METHODS, Method, Options, Pruned, Site
+from sparsehpc.pruning.patterns import removed_count
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+    from fractions import Fraction
+
+    import torch
+
+    from sparsehpc.pruning.patterns import Pattern
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SparseGPTOptions(Options):
+    """Options of SparseGPT.
+
+    Parameters
+    ----------
+    block_columns
+        Columns whose mask is chosen together, before any of them is swept.
+    damping
+        Share of the Hessian's mean diagonal that is added to its diagonal.
+    """
+
+    block_columns: int = 128
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.block_columns < 16 or self.block_columns % 16:
+            raise UserError(f"option 'block_columns' of sparsegpt is {self.block_columns}; legal: a multiple of 16")
+        if not 0 <= self.damping <= 10:
+            raise UserError(f"option 'damping' of sparsegpt is {self.damping:g}; legal: 0 to 10")
+
+
+@METHODS.register("sparsegpt")
+class SparseGPT(Method):
+    """Choose and remove weights block by block, correcting the columns that come later.
+
+    Every block of columns loses exactly floor(s n) of its n weights, chosen over all rows together; the published code
+    loses one more. Weights of dead input features have the score 0 and go first, but no more of them than the
+    quota (the published code zeroes them all). If Cholesky fails, damping rises in recorded steps; the method never
+    turns into another one.
+    """
+
+    name = "sparsegpt"
+    title = "SparseGPT"
+    citation = "Frantar, Alistarh: SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023"
+    formula = "score = w_ij^2 / U_jj^2 with U^T U = (X^T X + damping)^-1; w_i,j+1: -= (w_ij / U_jj) U_j,j+1:"
+    statistics = ("hessian",)
+    patterns = ("unstructured", "2:4", "4:8", "1:4")
+    refits = True
+    options_type: ClassVar[type[Options]] = SparseGPTOptions
+    options: SparseGPTOptions
+
+    def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
+        """Sweep over the columns of one weight."""
+        import torch
+
+        from sparsehpc.pruning.least_squares import inverse_factor
+        from sparsehpc.pruning.selection import check_weight
+
+        name, sparsity = site.parameter.name, self.sparsity(site)
+        check_weight(weight, name)
+        if self.pattern.kind == "unstructured" and not removed_count(sparsity, weight.numel()):
+            return Pruned(weight.detach().clone())
+        factor = inverse_factor(statistics["hessian"], self.options.damping, name)
+        swept = sweep(weight, factor.upper.float(), factor.dead, self.pattern, sparsity, self.options.block_columns)
+        if not bool(torch.isfinite(swept).all()):
+            raise CellError(f"the sweep over {name} is not finite")
+        return Pruned(swept.to(weight.dtype), factor.notes())
+
+
+#: Columns that are swept one by one before the rest of their block is corrected in one product.
+_NARROW = 16
+
+
+def sweep(
+    weight: torch.Tensor,
+    upper: torch.Tensor,
+    dead: torch.Tensor,
+    pattern: Pattern,
+    sparsity: Decimal | Fraction,
+    block_columns: int,
+) -> torch.Tensor:
+    """Prune by sweeping over columns; float32, out_features x in_features.
+
+    Parameters
+    ----------
+    weight
+        out_features x in_features.
+    upper
+        U of `InverseFactor`, float32.
+    dead
+        Features without any input.
+    pattern, sparsity
+        What goes: a share of each block's weights, or "keep N of M" of every row.
+    block_columns
+        Columns of a block.
+    """
+    import torch
+
+    # Columns as rows, so that every column is contiguous.
+    columns = weight.detach().float().T.contiguous()
+    removed = torch.zeros_like(columns, dtype=torch.bool)
+    diagonal = upper.diagonal()
+    total = columns.shape[0]
+    for start in range(0, total, block_columns):
+        stop = min(start + block_columns, total)
+        if pattern.kind != "keep":
+            removed[start:stop] = _choose_block(columns[start:stop], diagonal[start:stop], dead[start:stop], sparsity)
+        errors = torch.zeros_like(columns[start:stop])
+        for first in range(start, stop, _NARROW):
+            last = min(first + _NARROW, stop)
+            for column in range(first, last):
+                if pattern.kind == "keep" and column % pattern.of == 0:
+                    group = slice(column, column + pattern.of)
+                    removed[group] = _choose_group(columns[group], diagonal[group], dead[group], pattern.keep)
+                error = errors[column - start]
+                torch.mul(columns[column], removed[column], out=error)
+                error.div_(diagonal[column])
+                if column + 1 < last:
+                    columns[column + 1 : last].addr_(upper[column, column + 1 : last], error, alpha=-1)
+            if last < stop:
+                columns[last:stop].addmm_(
+                    upper[first:last, last:stop].T, errors[first - start : last - start], alpha=-1
+                )
+        if stop < total:
+            columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return columns.masked_fill_(removed, 0).T.contiguous()
+
+
+def _scores(columns: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    from sparsehpc.pruning.selection import with_zeros_first
+
+    scores = (columns / diagonal[:, None]).square().masked_fill_(dead[:, None], 0)
+    return with_zeros_first(scores, columns)
+
+
+def _choose_block(
+    columns: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor, sparsity: Decimal | Fraction
+) -> torch.Tensor:
+    """Mask of one block (columns x rows): its lowest scores over all rows, ties by the weight's flat index."""
+    from sparsehpc.pruning.selection import lowest
+
+    scores = _scores(columns, diagonal, dead).T.contiguous()
+    return lowest(scores, removed_count(sparsity, scores.numel())).T
+
+
+def _choose_group(columns: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor, keep: int) -> torch.Tensor:
+    """Mask of one group of columns (columns x rows): all but the highest ``keep`` of every row."""
+    from sparsehpc.pruning.selection import lowest_lanes
+
+    return lowest_lanes(_scores(columns, diagonal, dead), keep)

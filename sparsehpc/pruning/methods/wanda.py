@@ -1,0 +1,36 @@
+"""Wanda: weights times the norm of their inputs, compared inside each output row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sparsehpc.pruning.base import METHODS, Method, Pruned, Site
+
+if TYPE_CHECKING:
+    import torch
+
+
+@METHODS.register("wanda")
+class Wanda(Method):
+    """Remove the lowest abs(w) times norm(x) of every output row; no weight is updated.
+
+    The published code divides the squared norms by the number of sequences; that factor is the same for all weights
+    and left out here. Weights of dead input features have the score 0 and go first.
+    """
+
+    name = "wanda"
+    title = "Wanda"
+    citation = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
+    formula = "score = |w_ij| ||x_j||_2; the floor(s n) lowest of the n weights of each output row go"
+    statistics = ("input_norm",)
+    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    refits = True
+
+    def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
+        """Remove the lowest scores of each row."""
+        from sparsehpc.pruning.selection import check_weight, choose, remove
+
+        check_weight(weight, site.parameter.name)
+        scores = weight.detach().float().abs() * statistics["input_norm"].float()
+        return Pruned(remove(weight, choose(scores, weight, self.pattern, self.sparsity(site), "row")))

@@ -1,0 +1,242 @@
+"""What every pruning method must keep, whatever it is: a new file in ``methods`` is tested at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+
+import pytest
+import torch
+
+from sparsehpc.core.errors import CellError, UserError
+from sparsehpc.core.spec import Calibration, Pruning
+from sparsehpc.models.structure import Parameter
+from sparsehpc.pruning.base import METHODS, Site, build_options, canonical_options, make_method
+from sparsehpc.pruning.patterns import PATTERNS, parse_pattern, removed_count
+from sparsehpc.pruning.statistics import collector
+
+TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
+ROWS, COLUMNS = 32, 48
+FREE = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind != "keep"]
+FIXED = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind == "keep"]
+LEARNING = [name for name, kind in METHODS if kind.needs_calibration()]
+SPARSITIES = ["0", "0.01", "0.3", "0.5", "0.77", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Matrices this small only lose by waiting for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def combination(name, pattern="unstructured", sparsity="0.5", **more):
+    fixed = parse_pattern(pattern).fixed_sparsity
+    calibration = TEXT if METHODS.get(name).needs_calibration(refit=more.get("refit", False)) else None
+    return Pruning(
+        method=name,
+        pattern=pattern,
+        sparsity=str(sparsity if fixed is None else fixed),
+        calibration=calibration,
+        seed=718,
+        **more,
+    )
+
+
+def parameter(name, rows=ROWS, columns=COLUMNS):
+    return Parameter(name, (rows, columns), "mlp", "linear", 0, "fc1")
+
+
+def weights(dtype=torch.float32, count=3, seed=0):
+    torch.manual_seed(seed)
+    return {f"layers.{i}.weight": (torch.randn(ROWS, COLUMNS) * 0.05).to(dtype) for i in range(count)}
+
+
+def inputs(seed=1, dead=()):
+    torch.manual_seed(seed)
+    x = torch.randn(200, COLUMNS) @ torch.randn(COLUMNS, COLUMNS) * torch.linspace(0.2, 3, COLUMNS)
+    x[:, list(dead)] = 0
+    return x
+
+
+def prune_all(method, tensors, x=None):
+    """All weights of a "model" through survey and prune, as the pipeline does it."""
+    parameters = [parameter(name, *tensor.shape) for name, tensor in tensors.items()]
+    type(method).survey_all([method], parameters, tensors.__getitem__)
+    statistics = {}
+    if method.wanted_statistics:
+        found = collector(method.wanted_statistics, COLUMNS)
+        found.add(inputs() if x is None else x, "layer")
+        statistics = found.result()
+    return {
+        p.name: method.apply(tensors[p.name], Site(p, index), statistics).weight for index, p in enumerate(parameters)
+    }
+
+
+def zeros(tensors):
+    return sum(int((tensor == 0).sum()) for tensor in tensors.values())
+
+
+def same_bits(first, second):
+    return all(torch.equal(first[name].view(torch.uint8), second[name].view(torch.uint8)) for name in second)
+
+
+def expected_zeros(name, pattern, sparsity):
+    """Each method's own rounding, stated here a second time."""
+    shape, s = parse_pattern(pattern), Decimal(sparsity)
+    rows, columns = ROWS // shape.rows, COLUMNS // shape.columns
+    unit = shape.rows * shape.columns
+    if name == "magnitude":
+        return removed_count(s, 3 * rows * columns) * unit
+    if name in ("magnitude-rowwise", "wanda", "ria"):
+        return 3 * rows * removed_count(s, columns) * unit
+    return 3 * removed_count(s, rows * columns) * unit
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE)
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_exactly_the_requested_count_is_zero(name, pattern, sparsity):
+    pruned = prune_all(make_method(combination(name, pattern, sparsity)), weights())
+    assert zeros(pruned) == expected_zeros(name, pattern, sparsity)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FIXED)
+def test_every_group_keeps_exactly_n_of_m(name, pattern):
+    shape = parse_pattern(pattern)
+    for tensor in prune_all(make_method(combination(name, pattern)), weights()).values():
+        kept = (tensor.view(-1, shape.of) != 0).sum(1)
+        assert bool((kept == shape.keep).all())
+
+
+@pytest.mark.parametrize(("name", "pattern"), [item for item in FREE if item[1].startswith("block")])
+def test_blocks_stay_or_go_as_one(name, pattern):
+    shape = parse_pattern(pattern)
+    for tensor in prune_all(make_method(combination(name, pattern)), weights()).values():
+        blocks = (tensor != 0).view(ROWS // shape.rows, shape.rows, COLUMNS // shape.columns, shape.columns)
+        kept = blocks.sum((1, 3))
+        assert bool(((kept == 0) | (kept == shape.rows * shape.columns)).all())
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_zero_percent_is_the_dense_model_bit_for_bit(name, pattern, dtype):
+    dense = weights(dtype)
+    dense["layers.0.weight"][0, 0] = -0.0
+    assert same_bits(prune_all(make_method(combination(name, pattern, "0")), dense), dense)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_type_stays_and_the_dense_weight_is_not_touched(name, pattern, dtype):
+    dense = weights(dtype)
+    before = {key: tensor.clone() for key, tensor in dense.items()}
+    pruned = prune_all(make_method(combination(name, pattern)), dense)
+    assert all(tensor.dtype == dtype and tensor.shape == (ROWS, COLUMNS) for tensor in pruned.values())
+    assert all(tensor.is_contiguous() for tensor in pruned.values())
+    assert same_bits(dense, before)
+    assert all(pruned[key].data_ptr() != dense[key].data_ptr() for key in dense)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
+def test_existing_zeros_count_towards_the_quota(name, pattern):
+    dense = weights()
+    for tensor in dense.values():
+        tensor[:, ::8] = 0
+    pruned = prune_all(make_method(combination(name, pattern)), dense)
+    if PATTERNS[pattern].kind == "keep":
+        assert all(
+            int((tensor.view(-1, PATTERNS[pattern].of) != 0).sum(1).max()) <= PATTERNS[pattern].keep
+            for tensor in pruned.values()
+        )
+    elif PATTERNS[pattern].kind == "unstructured":
+        assert zeros(pruned) == expected_zeros(name, pattern, "0.5")
+    else:  # a block that stays keeps the zeros inside it
+        assert zeros(pruned) > expected_zeros(name, pattern, "0.5")
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
+def test_a_matrix_of_equal_weights_loses_the_same_positions_every_time(name, pattern):
+    dense = {key: torch.full_like(tensor, 0.25) for key, tensor in weights().items()}
+    first = prune_all(make_method(combination(name, pattern)), dense)
+    second = prune_all(make_method(combination(name, pattern)), dense)
+    assert same_bits(first, second)
+    if PATTERNS[pattern].kind == "unstructured":
+        assert zeros(first) == expected_zeros(name, pattern, "0.5")
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
+def test_nan_names_the_tensor(name, pattern):
+    dense = weights()
+    dense["layers.1.weight"][3, 4] = float("nan")
+    with pytest.raises(CellError, match=r"layers\.1\.weight"):
+        prune_all(make_method(combination(name, pattern)), dense)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
+def test_the_mask_does_not_depend_on_threads(name, pattern):
+    dense = weights(count=1)
+    one = prune_all(make_method(combination(name, pattern)), dense)
+    torch.set_num_threads(2)
+    two = prune_all(make_method(combination(name, pattern)), dense)
+    assert all(torch.equal(one[key] == 0, two[key] == 0) for key in dense)
+
+
+@pytest.mark.parametrize(("name", "pattern"), FREE)
+def test_a_dead_input_feature_goes_first_and_breaks_nothing(name, pattern):
+    dead = (5, 17)
+    pruned = prune_all(make_method(combination(name, pattern, "0.25")), weights(), inputs(dead=dead))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in pruned.values())
+    if name in LEARNING and pattern == "unstructured":
+        assert all(bool((tensor[:, list(dead)] == 0).all()) for tensor in pruned.values())
+    if pattern == "unstructured":
+        assert zeros(pruned) == expected_zeros(name, pattern, "0.25")
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_inputs_that_are_all_zero_still_give_the_count(name):
+    pruned = prune_all(make_method(combination(name)), weights(), torch.zeros(9, COLUMNS))
+    assert zeros(pruned) == expected_zeros(name, "unstructured", "0.5")
+
+
+@pytest.mark.parametrize(("name", "pattern"), [item for item in FREE + FIXED if METHODS.get(item[0]).refits])
+def test_a_refit_keeps_the_mask_and_lowers_the_output_error(name, pattern):
+    dense, x = weights(), inputs()
+    plain = prune_all(make_method(combination(name, pattern)), dense, x)
+    refitted = prune_all(make_method(combination(name, pattern, refit=True)), dense, x)
+
+    def error(pruned):
+        return sum(float(((dense[key] - pruned[key]).double() @ x.double().T).square().sum()) for key in dense)
+
+    assert all(torch.equal(plain[key] == 0, refitted[key] == 0) for key in dense)
+    assert error(refitted) < error(plain) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("name", "kind"), list(METHODS))
+def test_it_says_what_it_is(name, kind):
+    assert kind.name == name
+    assert all(text.strip() for text in (kind.title, kind.citation, kind.formula, kind.__doc__ or ""))
+    assert set(kind.patterns) <= set(PATTERNS)
+    assert "default" in kind.allocations
+    defaults = kind.options_type()
+    for field in dataclasses.fields(defaults):
+        assert canonical_options(name, {field.name: getattr(defaults, field.name)}) == ()
+        with pytest.raises(UserError, match=field.name):
+            build_options(name, {field.name: []})
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_unknown_options_and_patterns_are_refused_with_the_legal_ones(name):
+    with pytest.raises(UserError, match="unknown option 'no_such_option'"):
+        build_options(name, {"no_such_option": 1})
+    missing = next((pattern for pattern in PATTERNS if pattern not in METHODS.get(name).patterns), None)
+    if missing is not None:
+        with pytest.raises(UserError, match="cannot produce pattern"):
+            make_method(combination(name, missing))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_method_that_learns_needs_calibration_text(name):
+    with pytest.raises(UserError, match="needs calibration text"):
+        make_method(dataclasses.replace(combination(name), calibration=None))
