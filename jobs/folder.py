@@ -60,6 +60,7 @@ def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
     if not run.study.exists() or run.study.read_text(encoding="utf-8") != study.text or not run.plan.exists():
         write_text(run.study, study.text)
         write_plan(run.plan, cells)
+    run.logs.mkdir(exist_ok=True)  # Slurm does not make the folder that a log is to go into
     return run
 
 

@@ -64,6 +64,18 @@ def read_plan(path: Path, cell_ids: Collection[str] | None = None) -> list[Cell]
     return cells
 
 
+def find_cell(path: Path, beginning: str) -> Cell:
+    """The one cell of a plan whose id begins so; `UserError` where there is none or several."""
+    found = [cell_id for cell_id in planned_ids(path) if beginning and cell_id.startswith(beginning)]
+    if len(found) != 1:
+        count = "no cell" if not found else f"{len(found)} cells"
+        raise UserError(
+            f"{count} of {path.parent} begin{'s' * (not found)} with {beginning!r}",
+            f"sparsehpc status {path.parent} --cells lists them",
+        )
+    return read_plan(path, found)[0]
+
+
 def planned_ids(path: Path) -> list[str]:
     """Ids of a plan in their order."""
     ids: list[str] = _read(path, ["cell_id"], None)["cell_id"].to_pylist()

@@ -12,7 +12,7 @@ from jobs.plan import Plan
 def class_rows(plan: Plan) -> list[tuple[object, ...]]:
     """One row per resource class and model: what a job asks for, and how many cells there are."""
     counts = Counter((cell.resource, cell.model, cell.dtype) for cell in plan.cells)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for (name, model, dtype), cells in counts.items():
         resource = plan.study.resources[name]
         asked = (resource.cpus, f"{resource.memory_gib:g}", resource.gpus, resource.minutes)

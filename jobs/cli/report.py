@@ -1,0 +1,23 @@
+"""``sparsehpc report RUN``."""
+
+from __future__ import annotations
+
+from jobs.cli import app
+from jobs.cli._output import Json, Run, echo, echo_json
+
+
+@app.command()
+def report(run: Run, json: Json = False) -> None:
+    """Write the report from tables and figures: one offline page, and a summary to paste."""
+    from aggregate.report import write_report
+    from jobs.folder import existing_run
+    from sparsehpc.core.errors import UserError
+
+    folder = existing_run(run)
+    if not (folder.tables / "coverage.parquet").is_file():
+        raise UserError(f"{folder.root} has no tables yet", f"sparsehpc aggregate {run} writes them")
+    page = write_report(folder)
+    if json:
+        echo_json({"run": str(folder.root), "report": str(page)})
+    else:
+        echo(f"report: {page}")
