@@ -155,7 +155,7 @@ class _Planner:
             method, fixed = METHODS.get(name), parse_pattern(pattern).fixed_sparsity
             sparsities = grid.sparsities if fixed is None else (_rounded(fixed),)
             draws: tuple[Calibration | None, ...] = (None,)
-            if method.needs_calibration() and self.study.calibration is not None:
+            if method.needs_calibration(allocation, refit) and self.study.calibration is not None:
                 draws = self.study.calibration.draws()
             combinations = list(itertools.product(_options(name, grid.options), sparsities, draws))
             made = [
@@ -164,7 +164,7 @@ class _Planner:
                     options=options,
                     pattern=pattern,
                     sparsity=decimal_text(sparsity),
-                    allocation=allocation,
+                    allocation=method.canonical_allocation(allocation),
                     targets=grid.targets,
                     refit=refit,
                     calibration=calibration,

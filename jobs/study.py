@@ -246,7 +246,15 @@ class _Reader:
             if model.resource not in names:
                 self.problems.append(f"{place}.resource: {unknown('resource class', model.resource, names)}")
         for place, grid in grids.items():
-            learning = [name for name in grid.methods if METHODS.get(name).needs_calibration()]
+            learning = [
+                name
+                for name in grid.methods
+                if any(
+                    METHODS.get(name).needs_calibration(allocation, refit)
+                    for allocation in grid.allocation
+                    for refit in grid.refit
+                )
+            ]
             if learning and calibration is None and "calibration" not in data:
                 self.problems.append(
                     f"{place}.methods: {', '.join(learning)} learns from text; add a [calibration] table "
