@@ -259,13 +259,14 @@ def _unsuitable(study: Study, model: ModelTable, structure: Structure, place: st
 
 def _duplicates(cells: Iterable[Cell]) -> list[str]:
     """Cells that are planned twice: the same model, or the same entry of an axis written in two ways."""
-    seen: set[str] = set()
+    # As good as the ids (of all that makes up an id only the evaluation is left out, which is one for all), and faster.
+    seen: set[tuple[object, ...]] = set()
     twice = []
     for cell in cells:
-        cell_id = cell.cell_id
-        if cell_id in seen:
+        identity = (cell.model, cell.revision, cell.dtype, cell.device, cell.variant, cell.pruning)
+        if identity in seen:
             twice.append(cell.label())
-        seen.add(cell_id)
+        seen.add(identity)
     shown = [f"the cell {label} is planned twice; take one of the entries out" for label in twice[:_SHOWN]]
     if len(twice) > _SHOWN:
         shown.append(f"{len(twice) - _SHOWN} more cells are planned twice")

@@ -29,6 +29,10 @@ DEFAULT_TARGETS: tuple[str, ...] = ("attention", "mlp")
 #: Hexadecimal digits of a cell id: 80 bits, no collision among any number of cells a study can hold.
 CELL_ID_LENGTH = 20
 
+#: Made once: `json.dumps` makes an encoder a call, and a plan has hundreds of thousands.
+_IDENTITY = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, check_circular=False)
+_SPECIFICATION = json.JSONEncoder(sort_keys=True, check_circular=False)
+
 
 def decimal_text(value: Decimal | int | str) -> str:
     """Canonical text of a sparsity as written: ``0.30`` and ``0.3`` are the same cell.
@@ -167,7 +171,7 @@ class Cell:
     @property
     def cell_id(self) -> str:
         """Content hash of the identity, in hexadecimal."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        text = _IDENTITY.encode(self.identity())
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:CELL_ID_LENGTH]
 
     @property
@@ -185,7 +189,7 @@ class Cell:
 
     def to_json(self) -> str:
         """Full specification as JSON, defaults included; `from_json` reads it back."""
-        return json.dumps(_as_dict(self), sort_keys=True)
+        return _SPECIFICATION.encode(_as_dict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Cell:
