@@ -18,7 +18,8 @@ author = "The sparsehpc developers"
 project_copyright = "The sparsehpc developers"
 version = release = importlib.metadata.version("sparsehpc")
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "mathml"]
+html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -29,6 +30,10 @@ html_title = "sparsehpc"
 html_theme_options = {
     "show_prev_next": False,
     "navigation_with_keys": False,
+    "navbar_center": [],
     "secondary_sidebar_items": ["page-toc"],
 }
+html_sidebars = {"**": ["globaltoc.html"]}
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_show_sourcelink = False
