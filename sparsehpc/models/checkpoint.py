@@ -137,9 +137,11 @@ class Checkpoint:
             elif dtype not in DTYPE_BYTES:
                 problems.append(f"{parameter.name} is {dtype}; {', '.join(DTYPE_BYTES)} are supported")
         if problems:
-            more = len(problems) - _PROBLEMS_SHOWN
-            shown = problems[:_PROBLEMS_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-            raise UserErrors(f"weights in {self.folder}", shown)
+            shown = "".join(f"\n  - {problem}" for problem in problems[:_PROBLEMS_SHOWN])
+            rest = len(problems) - _PROBLEMS_SHOWN
+            more = f"\n  and {rest} more" if rest > 0 else ""
+            count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+            raise UserError(f"weights in {self.folder}: {count}{shown}{more}")
 
     def tensor(self, name: str) -> torch.Tensor:
         """One parameter as stored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def fetch(target: Target, progress: Callable[[str], object]) -> tuple[Path, str]
         names = [file.rfilename for file in info.siblings or ()]
         weights = _SAFETENSORS if any(name.endswith(".safetensors") and "/" not in name for name in names) else _PICKLES
         progress(f"fetching {target.model} at {info.sha}")
-        path = snapshot_download(target.model, revision=info.sha, allow_patterns=[*_SMALL_FILES, *weights])
-        return Path(path), str(info.sha)
+        # By the name that was asked for, so that the hub's cache finds it by that name when it is offline.
+        path = snapshot_download(target.model, revision=target.revision, allow_patterns=[*_SMALL_FILES, *weights])
+        return Path(path), Path(path).name
     except hub_errors.GatedRepoError as error:
         raise UserError(
             f"{target.model} is gated: its owner must let you in", "ask on its hub page, then run: hf auth login"
@@ -80,15 +82,30 @@ def fetch(target: Target, progress: Callable[[str], object]) -> tuple[Path, str]
         if not _is_transport_error(error):
             raise
         unreachable = error
-    try:
-        cached = Path(snapshot_download(target.model, revision=target.revision, local_files_only=True))
-    except (hub_errors.LocalEntryNotFoundError, OSError, ValueError):
+    cached = _cached(target)
+    if cached is None:
         first = str(unreachable).strip().partition("\n")[0] or type(unreachable).__name__
         raise UserError(
             f"{target.model} cannot be fetched, and the hub's cache does not hold it: {first}", prepare_command(target)
         ) from unreachable
     progress(f"the hub cannot be reached; taking {target.model} from its cache, {cached}")
     return cached, cached.name
+
+
+def _cached(target: Target) -> Path | None:
+    """Folder of the model in the hub's own cache, if that holds all of its weights in either form."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    for weights in (_SAFETENSORS, _PICKLES):
+        with contextlib.suppress(LocalEntryNotFoundError):
+            patterns = [*_SMALL_FILES, *weights]
+            folder = snapshot_download(
+                target.model, revision=target.revision, local_files_only=True, allow_patterns=patterns
+            )
+            if any(any(Path(folder).glob(pattern)) for pattern in weights):
+                return Path(folder)
+    return None
 
 
 def _is_transport_error(error: Exception) -> bool:

