@@ -60,7 +60,7 @@ def describe_pruned(
     from sparsehpc.tracks import tensor_view
 
     pruning = cell.pruning
-    if METHODS.get(pruning.method).needs_calibration():
+    if METHODS.get(pruning.method).needs_calibration(pruning.allocation, pruning.refit):
         raise UserError(f"method {pruning.method!r} needs calibration text", "sparsehpc run STUDY measures it")
     structure = snapshot.structure
     parameters = structure.prunable(pruning.targets)

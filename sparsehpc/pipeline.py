@@ -13,7 +13,7 @@ import datetime
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,9 @@ from sparsehpc.models.generate import generate
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
+from sparsehpc.pruning.allocation import allocate
 from sparsehpc.pruning.base import METHODS, make_method
-from sparsehpc.tracks import Clock, Combination, Track
+from sparsehpc.tracks import Clock, Combination, Track, collect
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,7 +186,7 @@ class _Walk:
             tracks = [self._track(MASKED, masked, pruning.targets, f"{number}-{MASKED}")]
             tracks += [self._track(cell.variant, cell, pruning.targets, f"{number}-{cell.variant}") for cell in others]
             combination = Combination(pruning, method, self.structure.prunable(pruning.targets), tracks)
-            if method.needs_calibration():
+            if method.needs_calibration(pruning.allocation, pruning.refit):
                 if pruning.calibration is None:
                     raise SparseHPCError(f"{pruning.method} has no calibration text")
                 text = self.calibrations[pruning.calibration]
@@ -199,6 +200,7 @@ class _Walk:
     def run(self, finished: Finished) -> None:
         """Walk the model and report every cell."""
         self._survey()
+        self._allocate()
         self._embed()
         for layer in range(self.structure.layers):
             self.progress("layers", layer, self.structure.layers)
@@ -238,6 +240,48 @@ class _Walk:
                     combinations[0].parameters,
                     lambda name: self.walk.read([name])[name],
                 )
+
+    def _allocate(self) -> None:
+        """Spread budgets over layers where that takes a look at the dense model's calibration stream first."""
+        waiting: dict[Calibration, list[Combination]] = {}
+        for combination in self.combinations:
+            pruning = combination.pruning
+            if pruning.calibration is not None and pruning.allocation in combination.method.learned_allocations:
+                waiting.setdefault(pruning.calibration, []).append(combination)
+        for calibration, combinations in waiting.items():
+            with combinations[0].clock.phase("prune"):
+                norms = self._dense_norms(calibration, {p.name for c in combinations for p in c.parameters})
+                for combination in combinations:
+                    try:
+                        allocate(
+                            combination.method,
+                            combination.parameters,
+                            lambda name: self.walk.read([name])[name],
+                            norms,
+                        )
+                    except CellError as error:
+                        combination.fail(error)
+
+    def _dense_norms(self, calibration: Calibration, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+        """Input norms of the dense model's linears over one calibration text, by weight name."""
+        windows = self.calibrations[calibration].ids
+        lengths = [len(window) for window in windows]
+        hidden = self._hidden(lengths, "dense-calibration")
+        norms: dict[str, torch.Tensor] = {}
+        try:
+            self.walk.load_outside()
+            for window, array in enumerate(windows):
+                hidden[window], _ = self.walk.embed(torch.from_numpy(array)[None])
+            self.walk.unload_outside()
+            for layer in range(self.structure.layers):
+                self.progress("dense calibration", layer, self.structure.layers)
+                self.walk.load(layer)
+                found = collect(self.walk, layer, hidden, lengths, wanted, ("input_norm",), advance=True)
+                norms |= {name: statistics["input_norm"] for name, statistics in found.items()}
+                self.walk.unload(layer)
+        finally:
+            hidden.close()
+        return norms
 
     def _embed(self) -> None:
         with self.clock.phase("load"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import torch
 from sparsehpc.core.errors import CellError
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.metrics.base import TensorView
-from sparsehpc.pruning.base import Method, Site
+from sparsehpc.pruning.base import Method, Site, Statistic
 from sparsehpc.pruning.statistics import collector
 
 if TYPE_CHECKING:
@@ -128,6 +128,59 @@ def tensor_view(parameter: Parameter, tensor: torch.Tensor, storage: Stored | No
     )
 
 
+def collect(
+    walk: LayerWalk,
+    layer: int,
+    hidden: HiddenStates,
+    lengths: Sequence[int],
+    wanted: Collection[str],
+    statistics: Sequence[Statistic],
+    *,
+    advance: bool = False,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Statistics of the inputs of a layer's linears, from one stream through the weights that it now holds.
+
+    Linears that read the same tensor (q/k/v, gate/up) share one accumulator.
+
+    Parameters
+    ----------
+    walk, layer
+        The layer, loaded.
+    hidden, lengths
+        What enters it, one window after the other, and their tokens.
+    wanted
+        Names of the weights.
+    statistics
+        What to accumulate.
+    advance
+        Put what leaves the layer into ``hidden``.
+    """
+    leaders: dict[str, str] = {}
+    collectors: dict[str, Any] = {}
+    for window, tokens in enumerate(lengths):
+        seen: list[tuple[torch.Tensor, str]] = []
+
+        def observe(name: str, x: torch.Tensor, seen: list[tuple[torch.Tensor, str]] = seen) -> None:
+            if name not in wanted:
+                return
+            for earlier, leader in seen:
+                if earlier is x:
+                    leaders[name] = leader
+                    return
+            seen.append((x, name))
+            leaders[name] = name
+            if name not in collectors:
+                collectors[name] = collector(statistics, x.shape[-1], x.device)
+            collectors[name].add(x.reshape(-1, x.shape[-1]), name)
+
+        with walk.observing(layer, observe):
+            output = walk.run(layer, hidden[window], walk.call(tokens))
+        if advance:
+            hidden[window] = output
+    results = {name: found.result() for name, found in collectors.items()}
+    return {name: results[leader] for name, leader in leaders.items()}
+
+
 @dataclasses.dataclass(slots=True)
 class Combination:
     """One `Pruning` and the tracks that store and evaluate its weights.
@@ -174,28 +227,7 @@ class Combination:
         if self.calibration is None:
             return {}
         wanted = {p.name for p in self.parameters if p.layer == layer}
-        leaders: dict[str, str] = {}
-        collectors: dict[str, Any] = {}
-        for window, tokens in enumerate(self.calibration_tokens):
-            seen: list[tuple[torch.Tensor, str]] = []
-
-            def observe(name: str, x: torch.Tensor, seen: list[tuple[torch.Tensor, str]] = seen) -> None:
-                if name not in wanted:
-                    return
-                for earlier, leader in seen:
-                    if earlier is x:
-                        leaders[name] = leader
-                        return
-                seen.append((x, name))
-                leaders[name] = name
-                if name not in collectors:
-                    collectors[name] = collector(self.method.statistics, x.shape[-1], x.device)
-                collectors[name].add(x.reshape(-1, x.shape[-1]), name)
-
-            with walk.observing(layer, observe):
-                walk.run(layer, self.calibration[window], walk.call(tokens))
-        results = {name: found.result() for name, found in collectors.items()}
-        return {name: results[leader] for name, leader in leaders.items()}
+        return collect(walk, layer, self.calibration, self.calibration_tokens, wanted, self.method.wanted_statistics)
 
     def prune(
         self, layer: int, tensors: Mapping[str, torch.Tensor], statistics: Mapping[str, Mapping[str, torch.Tensor]]
@@ -205,7 +237,7 @@ class Combination:
         for index, parameter in enumerate(self.parameters):
             if parameter.layer != layer:
                 continue
-            result = self.method.prune(
+            result = self.method.apply(
                 tensors[parameter.name], Site(parameter, index), statistics.get(parameter.name, {})
             )
             pruned[parameter.name] = result.weight

@@ -120,6 +120,12 @@ class Method(ABC):
         """Whether the method reads calibration text, given how the budget is spread and whether it refits."""
         return bool(cls.statistics) or refit or allocation in cls.learned_allocations
 
+    @classmethod
+    def canonical_allocation(cls, allocation: str) -> str:
+        """Name ``default`` for what is the method's own rule anyway, so that it is not planned twice."""
+        own = allocation in cls.allocations and allocation not in cls.learned_allocations
+        return "default" if own else allocation
+
     @property
     def wanted_statistics(self) -> tuple[Statistic, ...]:
         """Statistics of the layer inputs that this combination needs."""
@@ -143,6 +149,10 @@ class Method(ABC):
     @classmethod
     def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
         """Why the combination cannot be on these prunable parameters, or None where it can. Asked at plan time."""
+        from sparsehpc.pruning import allocation
+
+        if (reason := allocation.unsupported(pruning)) is not None:
+            return reason
         pattern = parse_pattern(pruning.pattern)
         for parameter in parameters:
             rows, columns = parameter.shape

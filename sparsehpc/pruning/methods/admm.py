@@ -81,6 +81,8 @@ class Admm(Method):
     )
     statistics = ("hessian",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")
+    allocations = ("default", "uniform", "owl")
+    learned_allocations = ("owl",)
     refits = True
     options_type: ClassVar[type[Options]] = AdmmOptions
     options: AdmmOptions

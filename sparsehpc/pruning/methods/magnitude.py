@@ -45,6 +45,8 @@ class Magnitude(Method):
     )
     formula = "score = |w|; the floor(s n) smallest of all n target weights of the model go"
     patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    allocations = ("default", "global")
+    refits = True
     options_type: ClassVar[type[Options]] = MagnitudeOptions
     options: MagnitudeOptions
 

@@ -23,6 +23,9 @@ class MagnitudeLayerwise(Method):
     )
     formula = "score = |w|; the floor(s n) smallest of the n weights of each matrix go"
     patterns = ("unstructured", "block8x8", "block16x16")
+    allocations = ("default", "uniform", "owl")
+    learned_allocations = ("owl",)
+    refits = True
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Remove the smallest weights of one matrix."""
@@ -31,6 +34,6 @@ class MagnitudeLayerwise(Method):
         name, pattern = site.parameter.name, self.pattern
         check_weight(weight, name)
         ranked = square_blocks(weight, pattern.rows, pattern.columns) if pattern.kind == "block" else weight
-        count = removed_count(self.pruning.fraction, ranked.numel())
+        count = removed_count(self.sparsity(site), ranked.numel())
         mask = find_cuts([name], lambda _: ranked, [count])[0].mask(ranked, 0)
         return Pruned(remove(weight, expand_blocks(mask, pattern.rows, pattern.columns)))

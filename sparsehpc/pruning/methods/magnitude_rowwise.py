@@ -20,11 +20,14 @@ class MagnitudeRowwise(Method):
     title = "Magnitude (per output row)"
     citation = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
     formula = "score = |w|; the floor(s n) smallest of the n weights of each output row go"
+    allocations = ("default", "uniform", "owl")
+    learned_allocations = ("owl",)
+    refits = True
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Remove the smallest weights of each row."""
         from sparsehpc.pruning.selection import check_weight, lowest_per_row, remove
 
         check_weight(weight, site.parameter.name)
-        count = removed_count(self.pruning.fraction, weight.shape[1])
+        count = removed_count(self.sparsity(site), weight.shape[1])
         return Pruned(remove(weight, lowest_per_row(weight.detach().abs().float(), count)))

@@ -27,6 +27,8 @@ class Random(Method):
     citation = "Liu et al.: The Unreasonable Effectiveness of Random Pruning, ICLR 2022"
     formula = "score ~ uniform; the floor(s n) lowest of the n weights of each matrix go"
     patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    allocations = ("default", "uniform")
+    refits = True
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Remove a random choice of one matrix."""

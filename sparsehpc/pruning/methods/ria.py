@@ -46,6 +46,8 @@ class Ria(Method):
     formula = "score = (|w_ij| / sum_i |w_ij| + |w_ij| / sum_j |w_ij|) ||x_j||_2^a; lowest of each output row go"
     statistics = ("input_norm",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")
+    allocations = ("default", "uniform", "owl")
+    learned_allocations = ("owl",)
     refits = True
     options_type: ClassVar[type[Options]] = RiaOptions
     options: RiaOptions

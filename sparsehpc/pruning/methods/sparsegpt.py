@@ -57,6 +57,8 @@ class SparseGPT(Method):
     formula = "score = w_ij^2 / U_jj^2 with U^T U = (X^T X + damping)^-1; w_i,j+1: -= (w_ij / U_jj) U_j,j+1:"
     statistics = ("hessian",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")
+    allocations = ("default", "uniform", "owl")
+    learned_allocations = ("owl",)
     refits = True
     options_type: ClassVar[type[Options]] = SparseGPTOptions
     options: SparseGPTOptions

@@ -25,6 +25,8 @@ class Wanda(Method):
     formula = "score = |w_ij| ||x_j||_2; the floor(s n) lowest of the n weights of each output row go"
     statistics = ("input_norm",)
     patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    allocations = ("default", "uniform", "owl", "global")
+    learned_allocations = ("owl", "global")
     refits = True
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
