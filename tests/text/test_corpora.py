@@ -104,6 +104,14 @@ def test_one_file_under_two_spellings_is_one_corpus(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("kind", ["file", "lines"])
+def test_provenance_names_the_text_and_not_where_it_lies(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("one\ntwo")
+    digest = hashlib.sha256(b"one\ntwo").hexdigest()
+    assert open_corpus(f"{kind}:{path}").origin() == f"{kind}:notes.txt (sha256 {digest})"
+
+
+@pytest.mark.parametrize("kind", ["file", "lines"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
