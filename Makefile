@@ -20,7 +20,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 .PHONY: help install quickstart test lint docs clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
 install: | $(BIN)/python
 ifdef TORCH
