@@ -95,6 +95,9 @@ class Checkpoint:
             self._headers = headers_of(folder, self.files)
             stored = {name: (h.shape, h.dtype) for name, h in self._headers.items()}
         self._stored = self._by_canonical_name(stored)
+        tied = {p.name for p in self.structure.parameters if p.tied_to}
+        #: Stored tensors that are no parameters, and no copies of a tied one.
+        self.left_out = sorted(set(stored) - set(self._stored.values()) - tied)
         self._check({name: stored[theirs] for name, theirs in self._stored.items()})
         weights: collections.Counter[str] = collections.Counter()
         for parameter in self.structure.unique:

@@ -148,6 +148,12 @@ class GGUFModel:
         missing = [f"{name} ({theirs})" for name, theirs in wanted.items() if theirs not in self._tensors]
         if missing:
             raise UserError(f"{self.path} lacks {len(missing)} tensors, first {missing[0]}")
+        surplus = sorted(set(self._tensors) - set(wanted.values()))
+        if surplus:
+            raise UserError(
+                f"{self.path} holds {len(surplus)} tensors that a {self.family.model_type} model does not have, "
+                f"first {surplus[0]}"
+            )
 
     @property
     def published_dtype(self) -> str:
@@ -238,7 +244,7 @@ def write_tokenizer(path: Path, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # the Rust side raises plain Exception
         raise UserError(f"the tokenizer of {path} cannot be converted: {error}") from error
     tokenizer.save_pretrained(str(folder))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from sparsehpc.models.target import Target, resolve
 
 Progress = Callable[[str], object]
 Build = Callable[[Target, Path, Progress], Snapshot]
+
+_ABANDONED_S = 24 * 3600
 
 _BUILDERS: dict[str, Build] = {
     "hub": hub.build,
@@ -56,6 +60,7 @@ def prepare(model: str, revision: str | None = None, progress: Progress | None =
         return found
     try:
         target.folder.mkdir(parents=True, exist_ok=True)
+        _sweep(target.folder)
         staging = Path(tempfile.mkdtemp(prefix=".new-", dir=target.folder))
     except OSError as error:
         raise UserError(f"{home()} cannot be written: {error}", "set SPARSEHPC_HOME to a folder that can") from error
@@ -133,6 +138,14 @@ def _install(built: Snapshot, final: Path) -> Snapshot:
         except UserError:
             _discard(final)
     raise UserError(f"{final} is being replaced by another process again and again", "try again later")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what preparations that were killed left behind; a living one is not a day old."""
+    for left in (*folder.glob(".new-*"), *folder.glob(".old-*")):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left)
 
 
 def _discard(folder: Path) -> None:

@@ -217,6 +217,21 @@ def test_missing_tensors(home, tmp_path):
         prepare(str(path))
 
 
+def test_surplus_tensors(home, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", architecture="qwen2")
+    model = path.read_bytes().replace(b"qwen2", b"llama")
+    path.write_bytes(model)
+    with pytest.raises(UserError, match=r"6 tensors that a llama model does not have, first blk\.0\.attn_k\.bias"):
+        prepare(str(path))
+
+
+def test_unusable_tokenizer(home, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(b"th e", b"th \x7f"))
+    with pytest.raises(UserError, match=r"the tokenizer of .* cannot be converted"):
+        prepare(str(path))
+
+
 def test_a_changed_file_is_prepared_again(home, tmp_path):
     path = write_gguf(tmp_path / "m.gguf")
     first = prepare(str(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -43,10 +44,12 @@ def test_bit_equal_to_transformers(snapshot):
 @pytest.mark.slow
 def test_its_weights_are_4_bit_levels(snapshot):
     prunable = snapshot.structure.prunable(("attention", "mlp"))
-    weights = torch.cat([t.flatten() for t in snapshot.read([p.name for p in prunable]).values()])
-    assert weights.numel() == 106_168_320
-    assert torch.count_nonzero(weights == 0) == 33_483
-    assert len(torch.unique(weights.abs())) == 46_695
+    weights = [t.numpy() for t in snapshot.read([p.name for p in prunable]).values()]
+    assert sum(w.size for w in weights) == 106_168_320
+    assert sum(w.size - np.count_nonzero(w) for w in weights) == 33_483
+    # Hashing is several times faster than sorting all of them.
+    magnitudes = [pd.unique(np.abs(w).ravel()) for w in weights]
+    assert len(pd.unique(np.concatenate(magnitudes))) == 46_695
 
 
 def test_manifest(snapshot):

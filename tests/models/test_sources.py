@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,7 +108,9 @@ def test_names_of_pythias_own_checkpoint(home, saved, tiny):
     from safetensors.torch import save_file
 
     save_file(old, str(folder / "model.safetensors"))
-    snapshot = prepare(str(folder))
+    lines: list[str] = []
+    snapshot = prepare(str(folder), progress=lines.append)
+    assert lines[0].startswith("left out 6 tensors that the model does not use: gpt_neox.layers.0.attention.bias")
     assert_weights(snapshot, model)
     assert not (snapshot.path / "model.safetensors").is_symlink()
 
@@ -309,22 +313,12 @@ def test_interrupted_preparation_leaves_nothing(home, tmp_path, tiny, monkeypatc
     prepare(model).verify()
 
 
-def _prepare(model, start):
-    start.wait()
-    prepare(model)
-
-
-def test_two_processes_at_once(home, tmp_path, tiny):
+def test_processes_at_once(home, tmp_path, tiny):
     (tmp_path / "config.json").write_text(json.dumps(tiny["llama"]))
     model = f"random:{tmp_path}"
-    context = multiprocessing.get_context("fork")
-    start = context.Barrier(3)
-    workers = [context.Process(target=_prepare, args=(model, start)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    code = f"from sparsehpc.models.sources import prepare; prepare({model!r})"
+    workers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
     snapshot = open_snapshot(model)
     snapshot.verify()
     assert sorted(p.name for p in snapshot.path.parent.iterdir()) == sorted(["refs", snapshot.path.name])
@@ -337,6 +331,18 @@ def test_the_slower_of_two_takes_the_others_snapshot(home, tmp_path, tiny, monke
     monkeypatch.setattr(sources, "_intact", lambda target: None)
     assert prepare(model).path == first.path
     open_snapshot(model).verify()
+
+
+def test_what_a_killed_preparation_left_is_removed_after_a_day(home, tmp_path, tiny):
+    (tmp_path / "config.json").write_text(json.dumps(tiny["llama"]))
+    model = f"random:{tmp_path}"
+    folder = prepare(model).path.parent
+    for name in (".new-old", ".new-young"):
+        (folder / name).mkdir()
+    os.utime(folder / ".new-old", (1, 1))
+    (tmp_path / "config.json").write_text(json.dumps(tiny["opt"]))
+    prepare(model)
+    assert sorted(p.name for p in folder.glob(".*")) == [".new-young"]
 
 
 def test_home_that_cannot_be_written(tmp_path, tiny, monkeypatch):
