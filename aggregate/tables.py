@@ -13,9 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from aggregate.pivot import Kind
+from aggregate.findings import findings
+from aggregate.intervals import interval_columns, units
+from aggregate.pivot import INDEX, Kind
 from aggregate.reduce import Reduced
 from aggregate.scan import Coverage
+from aggregate.statistics import FEWEST_UNITS, TOO_FEW
 from sparsehpc.core import schema
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import write_atomically
@@ -34,7 +37,10 @@ SCOPE_OF = {
     "bins": "bin",
 }
 
-TABLES = (*SCOPE_OF, "coverage", "costs")
+#: Tables that answer a question with the others.
+ANSWERS = ("tipping", "seeds", "pareto")
+
+TABLES = (*SCOPE_OF, "coverage", "costs", *ANSWERS)
 
 #: Keys that every table shows first.
 KEYS = ("model", "dtype", "method", "pattern", "sparsity_target", "variant", "calibration_seed")
@@ -78,6 +84,17 @@ STRUCTURE_COLUMNS = (
 _SUBJECT = {"group": "group", "layer": "layer", "tensor": "tensor", "window": "window", "bin": "bin"}
 _CONVENTION_ORDER = {"unique": 0, "study": 1, "": 2}
 
+#: Wide rows of a scope that no cell has.
+_NOTHING = pa.table(
+    {
+        "position": pa.array([], pa.int64()),
+        "subject": pa.array([], pa.string()),
+        "layer": pa.array([], pa.int32()),
+        "group": pa.array([], pa.string()),
+        "convention": pa.array([], pa.string()),
+    }
+)
+
 #: Rows of a Parquet row group: fixed, so that the file does not show how the work was cut.
 _ROW_GROUP = 1 << 17
 _EXACT = 2**53
@@ -89,7 +106,9 @@ _COUNTED = ("bytes", "weights", "flops", "tokens")
 def build_tables(coverage: Coverage, reduced: Reduced) -> dict[str, pa.Table]:
     """All summary tables of a run, rows in plan order."""
     keys = coverage.plan.drop_columns(["spec", "order"])
-    about = _about(coverage)
+    windows = reduced.wide.get("window")
+    bounds = interval_columns(windows, reduced.kinds, keys.num_rows)
+    about = _about(coverage, windows)
     tables = {}
     for name, scope in SCOPE_OF.items():
         required = {"global": GLOBAL_COLUMNS, "windows": (), "bins": ()}.get(name, STRUCTURE_COLUMNS)
@@ -97,11 +116,14 @@ def build_tables(coverage: Coverage, reduced: Reduced) -> dict[str, pa.Table]:
         if wide is None:
             if name == "bins":
                 continue
-            wide = _nothing(scope)
+            wide = _NOTHING
+        if scope == "model":
+            wide = _with_bounds(wide, bounds)
         tables[name] = _table(name, scope, _sorted(wide), keys, about, reduced.kinds, required)
     tables["coverage"] = coverage.table()
     tables["costs"] = _costs(coverage)
-    return tables
+    named = None if windows is None else windows.append_column("cell_id", keys["cell_id"].take(windows["position"]))
+    return tables | findings(tables["global"], named)
 
 
 def write_tables(run: RunFolder, tables: Mapping[str, pa.Table]) -> None:
@@ -134,14 +156,23 @@ def read_table(run: RunFolder, name: str) -> pa.Table:
         raise UserError(f"{path} cannot be read: {error}", f"sparsehpc aggregate {run.root}") from error
 
 
-def _about(coverage: Coverage) -> pa.Table:
+def _about(coverage: Coverage, windows: pa.Table | None) -> pa.Table:
     fields = [schema.CELL.field(name).with_nullable(True) for name in ABOUT]
-    return pa.table(
-        {
-            field.name: pa.array([None if r is None else r[field.name] for r in coverage.rows], field.type)
-            for field in fields
-        }
-    )
+    columns = {
+        field.name: pa.array([None if r is None else r[field.name] for r in coverage.rows], field.type)
+        for field in fields
+    }
+    count = units(windows, len(coverage.rows))
+    too_few = [f"{TOO_FEW} ({n} windows)" if 0 < n < FEWEST_UNITS else "" for n in count]
+    return pa.table({**columns, "interval_units": pa.array(count), "interval_note": pa.array(too_few, pa.string())})
+
+
+def _with_bounds(wide: pa.Table, bounds: Mapping[str, Any]) -> pa.Table:
+    position = wide["position"].to_numpy()
+    for name, values in bounds.items():
+        here = values[position]
+        wide = wide.append_column(name, pa.array(here, pa.float64(), mask=np.isnan(here)))
+    return wide
 
 
 def _costs(coverage: Coverage) -> pa.Table:
@@ -155,17 +186,15 @@ def _costs(coverage: Coverage) -> pa.Table:
     return table
 
 
-def _nothing(scope: str) -> pa.Table:
-    del scope
-    return pa.table(
-        {
-            "position": pa.array([], pa.int64()),
-            "subject": pa.array([], pa.string()),
-            "layer": pa.array([], pa.int32()),
-            "group": pa.array([], pa.string()),
-            "convention": pa.array([], pa.string()),
-        }
-    )
+def _with_bounds_beside(names: list[str]) -> list[str]:
+    """Put the bounds of an interval behind their figure."""
+    known = set(names)
+    ordered = []
+    for name in names:
+        if name.endswith(("_lo", "_hi")) and name[:-3] in known:
+            continue
+        ordered += [name, *(f"{name}_{side}" for side in ("lo", "hi") if f"{name}_{side}" in known)]
+    return ordered
 
 
 def _sorted(wide: pa.Table) -> pa.Table:
@@ -217,10 +246,9 @@ def _table(
         columns["window"] = wide["subject"].cast(pa.int32())
     elif scope != "model":
         columns[_SUBJECT[scope]] = wide["subject"]
-    metrics = [
-        column for column in wide.column_names if column not in ("position", "subject", "layer", "group", "convention")
-    ]
-    for metric in (*required, *(metric for metric in metrics if metric not in required)):
+    metrics = [column for column in wide.column_names if column not in INDEX]
+    names = _with_bounds_beside([*required, *(metric for metric in metrics if metric not in required)])
+    for metric in names:
         values = wide[metric] if metric in metrics else pa.nulls(wide.num_rows, pa.float64())
         columns[metric] = _whole_numbers(values, metric, kinds)
     for column in about.column_names if name == "global" else ("trained",):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aggregate.figures.curves import draw_curves
+from aggregate.figures.curves import draw_curves, draw_tipping
 from aggregate.figures.data import ModelData
 from aggregate.figures.style import new_figure
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 NAME = "agreement"
 TITLE = "Top-1 agreement against sparsity"
-CAPTION = "Share of positions at which the most likely next token is the dense model's. Bands: 95 % intervals."
+CAPTION = (
+    "Share of positions at which the most likely next token is the dense model's. Bands: 95 % intervals. "
+    "Vertical lines: where the lower bound leaves 90 %."
+)
 
 
 def draw(data: ModelData) -> Figure | None:
@@ -22,6 +25,7 @@ def draw(data: ModelData) -> Figure | None:
         return None
     figure, axes = new_figure(f"Top-1 agreement with the dense model · {data.subject.title}", data.trained)
     draw_curves(axes, data, "top1_agreement", 100.0)
+    draw_tipping(axes, data, "top1_agreement", 0.02)
     axes.set_ylabel("equal top-1 choices (%)")
     axes.set_ylim(bottom=0, top=103)
     axes.legend(fontsize=8, frameon=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from aggregate.figures.data import ModelData
+from aggregate.figures.data import ModelData, records
 from aggregate.figures.style import label, line_style
 
 if TYPE_CHECKING:
@@ -49,6 +49,32 @@ def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) ->
             if low.notna().any():
                 axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
         drawn = True
+    if data.dense.empty and drawn:
+        axes.set_xlim(left=0)
     axes.set_xlabel("requested sparsity of the prunable weights (%)")
     axes.grid(alpha=0.25)
     return drawn
+
+
+def draw_tipping(axes: Axes, data: ModelData, metric: str, height: float) -> None:
+    """Mark where each method leaves the tolerance: once a method, for its first variant.
+
+    The label stands at ``height`` (a fraction of the axes), where the metric's curves leave room.
+    """
+    rows = data.tipping[(data.tipping["metric"] == metric) & data.tipping["sparsity_estimate"].notna()]
+    for number, (method, pattern) in enumerate(data.methods):
+        found = rows[(rows["method"] == method) & (rows["pattern"] == pattern)]
+        if found.empty:
+            continue
+        first = records(found)[0]
+        x = 100 * first["sparsity_estimate"]
+        axes.axvline(x, color="#666666", linestyle=line_style(number), linewidth=0.9, alpha=0.7)
+        axes.annotate(
+            f"{x:.3g} %",
+            (x, height + 0.05 * (number % 3)),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color="#444444",
+        )

@@ -62,6 +62,8 @@ class ModelData:
     table: pd.DataFrame
     groups: pd.DataFrame
     tensors: pd.DataFrame
+    tipping: pd.DataFrame
+    pareto: pd.DataFrame
     looks: dict[str, Look]
 
     @cached_property
@@ -130,10 +132,19 @@ class ModelData:
 def load(run: RunFolder) -> list[ModelData]:
     """Tables of every model of a run, in plan order."""
     whole, groups, tensors = (_unique(read_table(run, name).to_pandas()) for name in ("global", "groups", "tensors"))
+    tipping, pareto = (read_table(run, name).to_pandas() for name in ("tipping", "pareto"))
     variants = looks(whole["variant"])
     subjects = dict.fromkeys(Subject(*pair) for pair in zip(whole["model"], whole["dtype"], strict=True))
     return [
-        ModelData(subject, _of(whole, subject), _of(groups, subject), _of(tensors, subject), variants)
+        ModelData(
+            subject,
+            _of(whole, subject),
+            _of(groups, subject),
+            _of(tensors, subject),
+            _of(tipping, subject),
+            _of(pareto, subject),
+            variants,
+        )
         for subject in subjects
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aggregate.figures.curves import draw_curves
+from aggregate.figures.curves import draw_curves, draw_tipping
 from aggregate.figures.data import ModelData
 from aggregate.figures.style import VERMILLION, new_figure, number
 
@@ -15,7 +15,7 @@ NAME = "perplexity"
 TITLE = "Perplexity against sparsity"
 CAPTION = (
     "exp of the mean negative log-likelihood (nats) of the evaluation tokens, logarithmic axis. Bands: 95 % intervals. "
-    "Crosses: worse than guessing, above the size of the vocabulary."
+    "Crosses: worse than guessing, above the size of the vocabulary. Vertical lines: where the upper bound leaves +5 %."
 )
 
 
@@ -25,6 +25,7 @@ def draw(data: ModelData) -> Figure | None:
         return None
     figure, axes = new_figure(f"Perplexity · {data.subject.title}", data.trained)
     draw_curves(axes, data, "perplexity")
+    draw_tipping(axes, data, "perplexity", 0.42)
     axes.set_yscale("log")
     dense = data.table["perplexity_dense"].dropna()
     if len(dense):
@@ -42,18 +43,21 @@ def draw(data: ModelData) -> Figure | None:
             label="worse than guessing",
         )
     axes.set_ylabel("perplexity")
-    _plain_ticks(axes)
+    plain_ticks(axes)
     axes.legend(fontsize=8, frameon=False)
     return figure
 
 
-def _plain_ticks(axes: object) -> None:
+def plain_ticks(axes: object) -> None:
     """Write 20, 50, 100 instead of powers of ten, which few readers compare at sight."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     y = axes.yaxis  # type: ignore[attr-defined]
     low, high = y.get_view_interval()
-    narrow = high / low < 100
-    y.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if narrow else (1,), numticks=12))
+    if high / low < 3:
+        # Within half a decade a logarithmic axis is nearly linear, and round steps read best.
+        y.set_major_locator(MaxNLocator(7))
+    else:
+        y.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high / low < 100 else (1,), numticks=12))
     y.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     y.set_minor_formatter(NullFormatter())

@@ -31,8 +31,17 @@ _KNOWN = {
     "masked": BLUE,
     "csr": VERMILLION,
     "csr-int64": ORANGE,
-    "bitmask": GREEN,
     "bitmap": GREEN,
+    "csr16": PURPLE,
+    "nm": SKY,
+    "bsr": YELLOW,
+    # The same colours again, told apart by the marker: no palette has more that every eye separates.
+    "csc": ORANGE,
+    "dense-bf16": BLACK,
+    "dense-int8": BLACK,
+    "dense-q4": BLACK,
+    "bitmap-int8": GREEN,
+    "bitmap-q4": GREEN,
 }
 _FREE = (SKY, PURPLE, YELLOW, GREEN, ORANGE, VERMILLION, BLUE)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")

@@ -58,6 +58,27 @@ DEFINITIONS = (
         "Negative log-likelihood in bits over the UTF-8 bytes of the text: comparable across tokenizers.",
     ),
     Definition(
+        "interval",
+        "Intervals",
+        "95 % intervals from a studentised bootstrap with 2,000 draws of whole evaluation windows (never tokens, which "
+        "are alike within a window), paired with the dense model on the same windows: the bounds of perplexity are "
+        "those of its difference to dense in nats, exponentiated last. Below 15 windows there are too few for an "
+        "interval.",
+    ),
+    Definition(
+        "tipping",
+        "Tipping points",
+        "How far a method can go: the largest sparsity at which the bound on the bad side of the interval stays within "
+        "a tolerance of dense (perplexity +5 %, top-1 agreement 0.9), by a monotone fit through dense at 0 %. The "
+        "break is where a continuous line of two pieces through log-perplexity changes its slope; cells worse than "
+        "guessing are left out.",
+    ),
+    Definition(
+        "pareto",
+        "Front",
+        "Cells that no other cell beats in both figures at once.",
+    ),
+    Definition(
         "convention",
         "Conventions: unique and study",
         "'unique' counts each stored tensor once and every byte that is stored; figures and headlines use it. 'study' "

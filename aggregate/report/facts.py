@@ -10,6 +10,7 @@ import pandas as pd
 
 from aggregate.figures.data import ModelData, Record, Subject, missing, records
 from aggregate.figures.style import MIB, number, percent
+from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 
 #: Methods that get sentences of their own; all of them are in the table.
 _MOST_METHODS = 4
@@ -52,6 +53,7 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
         rows = data.of_method(data.pruned, method)
         near = min(rows["sparsity_target"].unique(), key=lambda s: (abs(s - shown), s))
         yield from _behaviour(data, method, records(rows[rows["sparsity_target"] == near])[0])
+        yield from _tipping(data, method)
     first = data.of_method(data.pruned, data.methods[0])
     at = first[first["sparsity_target"] == shown]
     for row in records(at):
@@ -79,6 +81,41 @@ def _behaviour(data: ModelData, method: tuple[str, str], row: Record) -> Iterato
     if parts:
         mark = "" if data.trained else " (untrained: random weights, so this says nothing about language)"
         yield Fact(f"{start}, the model {' and '.join(parts)}{mark}.", "top1_agreement")
+
+
+def _tipping(data: ModelData, method: tuple[str, str]) -> Iterator[Fact]:
+    """How far the method can go, in one sentence."""
+    rows = data.tipping[(data.tipping["method"] == method[0]) & (data.tipping["pattern"] == method[1])]
+    parts, basis = [], ""
+    for metric, what in (
+        ("perplexity", "perplexity within +{:.3g} % of dense"),
+        ("top1_agreement", "at least {:.3g} % of the top-1 choices equal"),
+    ):
+        found = records(rows[rows["metric"] == metric])
+        if not found or found[0]["answer"] == NO_DATA:
+            continue
+        row = found[0]
+        parts.append(f"{what.format(100 * row['tolerance'])}: {_answer(row)}")
+        basis = row["basis"]
+    if parts:
+        yield Fact(f"How far {method[0]} ({method[1]}) can go, by the {basis}: {'; '.join(parts)}.", "tipping")
+    for row in records(rows[(rows["metric"] == "perplexity") & rows["break_sparsity"].notna()])[:1]:
+        place = percent(round(row["break_sparsity"], 3))
+        text = f"Log-perplexity of {method[0]} ({method[1]}) breaks into a steeper slope at {place}"
+        if _known(row, "break_lo", "break_hi", "break_share_two_pieces"):
+            text += (
+                f" [{percent(round(row['break_lo'], 3))}, {percent(round(row['break_hi'], 3))}]; "
+                f"{share(row['break_share_two_pieces'])} of the draws prefer two pieces to one"
+            )
+        yield Fact(f"{text}.", "tipping")
+
+
+def _answer(row: Record) -> str:
+    if row["answer"] == NOT_REACHED:
+        return f"not left up to {percent(row['sparsity_within'])}, the largest that was measured"
+    bracket = f"between {percent(row['sparsity_within'])} and {percent(row['sparsity_beyond'])}"
+    where = f"up to about {number(100 * row['sparsity_estimate'], 3)} %, {bracket}"
+    return f"{where} (below the first step that was measured)" if row["answer"] == BELOW_FIRST else where
 
 
 def _size(row: Record) -> Iterator[Fact]:

@@ -74,7 +74,7 @@ def structure_rows(cell: Cell, shape: Shape) -> list[Measurement]:
                 parts = {"values": (numel - zeros) * size, "indices": (numel - zeros) * 4, "offsets": (height + 1) * 4}
                 if convention == "study":
                     parts = {}
-            elif linear and cell.variant == "bitmask":
+            elif linear and cell.variant == "bitmap":
                 parts = {"values": (numel - zeros) * size, "mask": numel // 8}
             else:
                 parts = {"bias" if name.endswith("bias") else "weight": numel * size}

@@ -1,0 +1,69 @@
+"""What nothing else beats: perplexity against bytes, dense references always shown."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from aggregate.figures.data import ModelData, records
+from aggregate.figures.perplexity import plain_ticks
+from aggregate.figures.style import BLACK, MIB, label, new_figure, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "pareto"
+TITLE = "Perplexity against size"
+CAPTION = (
+    "Each point is a cell; the line joins those that no other cell beats in both size and perplexity. Hollow points "
+    "are not pruned: dense, and dense references in narrower types where the study has them. Lower left is better."
+)
+
+
+def draw(data: ModelData) -> Figure | None:
+    """Scatter with the front as a step line."""
+    rows = data.pareto[(data.pareto["cost_metric"] == "bytes_total") & (data.pareto["loss_metric"] == "perplexity")]
+    if rows["reference"].all():
+        return None
+    figure, axes = new_figure(f"Perplexity against size · {data.subject.title}", data.trained)
+    for variant in data.variants:
+        look = data.looks[variant]
+        for reference, fill in ((True, "none"), (False, look.colour)):
+            found = rows[(rows["variant"] == variant) & (rows["reference"] == reference)]
+            if not found.empty:
+                axes.scatter(
+                    found["cost"] / MIB,
+                    found["value"],
+                    s=36,
+                    marker=look.marker,
+                    facecolors=fill,
+                    edgecolors=look.colour,
+                    linewidths=1.2,
+                    label=label(variant) + (" (not pruned)" if reference else ""),
+                    zorder=4 if reference else 3,
+                )
+    on = rows[rows["on_front"]].sort_values("cost")
+    axes.step(on["cost"] / MIB, on["value"], where="post", color=BLACK, linewidth=1, alpha=0.6, label="front", zorder=2)
+    reach = (on["cost"].max() - on["cost"].min()) / MIB or 1.0
+    last = -math.inf
+    for row in records(on)[:12]:
+        # A label that would lie on its neighbour is left out: the table beside the figure has them all.
+        if row["cost"] / MIB - last < 0.13 * reach:
+            continue
+        last = row["cost"] / MIB
+        text = "" if row["reference"] else f"{percent(row['sparsity_target'])} "
+        axes.annotate(
+            text + label(row["method"] if not row["reference"] else row["variant"]),
+            (row["cost"] / MIB, row["value"]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set_yscale("log")
+    plain_ticks(axes)
+    axes.set_xlabel("size (MiB)")
+    axes.set_ylabel("perplexity")
+    axes.grid(alpha=0.25)
+    axes.margins(x=0.12, y=0.12)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
