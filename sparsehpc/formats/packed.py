@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from sparsehpc.formats.base import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 #: Dense weights decoded at once by the torch path: 1 MiB in float32.
@@ -19,7 +21,29 @@ _TILE_WEIGHTS = 1 << 18
 
 
 class Packed(Stored):
-    """A matrix whose rows can be decoded in ranges."""
+    """A matrix whose rows can be decoded in ranges.
+
+    Subclasses set their arrays and then call this initialiser, which looks for a compiled operator that serves them
+    (once and for all: torch.compile can trace `matmul`).
+    """
+
+    def __init__(self) -> None:
+        self._compiled = self._find_compiled()
+
+    def _find_compiled(self) -> tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]] | None:
+        import torch
+
+        from sparsehpc.formats import kernels
+
+        if kernels.isa() is None or self._device.type != "cpu":
+            return None
+        from sparsehpc.formats.kernels import ops
+
+        name, arrays = self._operator
+        if not 1 <= self.shape[1] <= ops.MAX_COLUMNS or any(array.dtype == torch.float64 for array in arrays):
+            return None
+        operator: Callable[..., torch.Tensor] = getattr(torch.ops.sparsehpc, name).default
+        return operator, arrays
 
     @abstractmethod
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
@@ -44,6 +68,11 @@ class Packed(Stored):
         step = max(1, _TILE_WEIGHTS // max(1, columns))
         return [(first, min(first + step, rows)) for first in range(0, rows, step)]
 
+    @property
+    @abstractmethod
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        """Name of the compiled operator and the arrays it takes after the activations."""
+
     def matmul(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply by the compiled kernel, or by torch on decoded row blocks."""
         import torch
@@ -51,6 +80,9 @@ class Packed(Stored):
 
         if 0 in (*self.shape, *x.shape):
             return x.new_zeros(x.shape[0], self.shape[0])
+        if self._compiled is not None and x.dtype != torch.float64:
+            operator, arrays = self._compiled
+            return operator(x, *arrays)
         y = torch.empty(x.shape[0], self.shape[0], dtype=x.dtype, device=x.device)
         for first, last in self._tiles():
             y[:, first:last] = linear(x, self.decode_rows(first, last).to(x.dtype))
@@ -58,10 +90,19 @@ class Packed(Stored):
 
     @property
     def kernel(self) -> str:
-        """What multiplies."""
-        return "torch.linear on decoded row blocks"
+        """The compiled operator with its instruction set, or what torch does instead."""
+        from sparsehpc.formats import kernels
+
+        if self._compiled is None:
+            return "torch.linear on decoded row blocks"
+        return f"sparsehpc::{self._operator[0]} ({kernels.isa()})"
 
     @property
     def flops_per_token(self) -> int:
-        """Two per weight: decoded rows are multiplied densely."""
-        return 2 * self.shape[0] * self.shape[1]
+        """What a window of many tokens executes: two per stored weight where compiled, two per weight in torch."""
+        return 2 * (self._stored_weights if self._compiled is not None else self.shape[0] * self.shape[1])
+
+    @property
+    @abstractmethod
+    def _stored_weights(self) -> int:
+        """Weights that are stored, zeros that the format keeps among them."""

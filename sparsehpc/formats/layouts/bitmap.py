@@ -35,10 +35,19 @@ class BitmapMatrix(Packed):
         self.mask, self.values, self.offsets = mask, values, offsets
         self.shape = shape
         self.dtype = values.dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values``, ``mask`` and ``offsets``."""
         return {"values": self.values, "mask": self.mask, "offsets": self.offsets}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "bitmap", (self.values, self.mask, self.offsets)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.values.numel()
 
     @property
     def _device(self) -> torch.device:

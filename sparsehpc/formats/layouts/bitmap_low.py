@@ -64,10 +64,19 @@ class BitmapBytes(Packed):
         self.mask, self.codes, self.scales, self.offsets = mask, codes, scales, offsets
         self.shape = shape
         self.dtype = dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` (the codes), ``mask``, ``scales`` and ``offsets``."""
         return {"values": self.codes, "mask": self.mask, "scales": self.scales, "offsets": self.offsets}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "bitmap_int8", (self.codes, self.mask, self.scales, self.offsets)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.codes.numel()
 
     @property
     def _device(self) -> torch.device:
@@ -118,6 +127,7 @@ class BitmapNibbles(Packed):
         self.shape = shape
         self.dtype = dtype
         self._note = note
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` (the codes), ``mask``, ``scales`` and ``offsets``."""
@@ -127,6 +137,14 @@ class BitmapNibbles(Packed):
     def note(self) -> str:
         """Whether the codes give the encoded weights back bit for bit."""
         return self._note
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "bitmap_q4", (self.codes, self.mask, self.scales, self.offsets)
+
+    @property
+    def _stored_weights(self) -> int:
+        return int(row_counts(self.mask).sum())
 
     @property
     def _device(self) -> torch.device:

@@ -40,10 +40,19 @@ class ShortIndexRows(Packed):
         self.values, self.indices, self.offsets = values, indices, offsets
         self.shape = shape
         self.dtype = values.dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values``, ``indices`` and ``offsets``."""
         return {"values": self.values, "indices": self.indices, "offsets": self.offsets}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "csr16", (self.values, self.indices, self.offsets)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.values.numel()
 
     @property
     def _device(self) -> torch.device:

@@ -40,10 +40,19 @@ class HalfMatrix(Packed):
         self.values = values
         self.shape = (values.shape[0], values.shape[1])
         self.dtype = dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values``."""
         return {"values": self.values}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "dense", (self.values,)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.values.numel()
 
     @property
     def _device(self) -> torch.device:
@@ -71,10 +80,19 @@ class ByteMatrix(Packed):
         self.codes, self.scales = codes, scales
         self.shape = (codes.shape[0], codes.shape[1])
         self.dtype = dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` (the codes) and ``scales``."""
         return {"values": self.codes, "scales": self.scales}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "dense_int8", (self.codes, self.scales)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.codes.numel()
 
     @property
     def _device(self) -> torch.device:
@@ -104,10 +122,19 @@ class NibbleMatrix(Packed):
         self.codes, self.scales = codes, scales
         self.shape = shape
         self.dtype = dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` (the codes) and ``scales``."""
         return {"values": self.codes, "scales": self.scales}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "dense_q4", (self.codes, self.scales)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.shape[0] * self.shape[1]
 
     @property
     def _device(self) -> torch.device:

@@ -35,10 +35,19 @@ class KeepMask(Packed):
         self.mask, self.values = mask, values
         self.shape = shape
         self.dtype = values.dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` and ``mask``."""
         return {"values": self.values, "mask": self.mask}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "keep", (self.values, self.mask)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.values.numel()
 
     @property
     def _device(self) -> torch.device:
@@ -67,10 +76,19 @@ class OneOfFour(Packed):
         self.positions, self.values = positions, values
         self.shape = shape
         self.dtype = values.dtype
+        super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` and ``positions``."""
         return {"values": self.values, "positions": self.positions}
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "one_of_four", (self.values, self.positions)
+
+    @property
+    def _stored_weights(self) -> int:
+        return self.values.numel()
 
     @property
     def _device(self) -> torch.device:

@@ -1,0 +1,27 @@
+"""The optional extension with the compiled kernels; everything else about the package is in pyproject.toml.
+
+Without a C compiler the installation succeeds all the same: ``sparsehpc doctor`` says that torch serves instead.
+"""
+
+import sys
+
+from setuptools import Extension, setup
+
+SOURCES = ["cpu", "isa_avx2", "isa_avx512", "isa_avx512_vbmi2", "isa_portable", "module", "threads"]
+HEADERS = ["avx512", "expand_table", "kernels", "template"]
+FOLDER = "sparsehpc/formats/kernels/c"
+# Torch's own OpenMP library has the name libgomp.so.1: linked by that name and loaded after torch, it is shared.
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+
+setup(
+    ext_modules=[
+        Extension(
+            "sparsehpc.formats.kernels._kernels",
+            sources=[f"{FOLDER}/{name}.c" for name in SOURCES],
+            depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
+            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
+            extra_link_args=OPENMP,
+            optional=True,
+        )
+    ]
+)

@@ -1,0 +1,432 @@
+/* The kernels, written once over the vector operations that an instruction-set file defines before including this:
+ *
+ *   LANES, vec                      lanes of a float vector (4, 8 or 16) and its type
+ *   v_zero, v_set, v_load, v_store, v_add, v_fma, v_sum
+ *   v_load_bf16, v_load_f16, v_load_i8   LANES values, widened to float
+ *   v_expand(v, bits)               lane j of the result: the next unused lane of v where bit j is set, else 0
+ *   v_codes(nibbles)                LANES 4-bit codes of a 64-bit word as floats
+ *   v_keep(v, bits)                 v where the bit is set, else 0
+ *   v_pack(out, v, bits)            store the lanes whose bit is set one after the other (LANES floats may be written)
+ *   list_columns(out, word, base)   append base + (positions of set bits) as 16-bit numbers (64 may be written)
+ *   gather_row(values, type, indices, count, x)   sum of values[i] * x[indices[i]]
+ *   SH_OWN_SMALL_BF16, SH_OWN_Q4    optional: faster versions of single pieces
+ */
+#include <string.h>
+
+#define GROUPS (SH_WORD / LANES)
+#define GROUP_BITS ((uint64_t)(LANES == 64 ? ~0ull : (1ull << LANES) - 1))
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE int64_t words_of(const sh_matrix *m) { return (m->columns + SH_WORD - 1) / SH_WORD; }
+
+INLINE int64_t element_bytes(int type) { return type == SH_F32 ? 4 : type == SH_I8 ? 1 : 2; }
+
+INLINE vec load_values(const char *p, int type) {
+    switch (type) {
+    case SH_F32: return v_load((const float *)(const void *)p);
+    case SH_BF16: return v_load_bf16((const uint16_t *)(const void *)p);
+    case SH_F16: return v_load_f16((const uint16_t *)(const void *)p);
+    default: return v_load_i8((const int8_t *)p);
+    }
+}
+
+/* 32 position bits as a mask of 64 columns: the 2-bit code of group g becomes one of bits 4g to 4g + 3. */
+INLINE uint64_t mask_of_positions(uint64_t codes) {
+    codes = (codes | codes << 16) & 0x0000ffff0000ffffull;
+    codes = (codes | codes << 8) & 0x00ff00ff00ff00ffull;
+    codes = (codes | codes << 4) & 0x0f0f0f0f0f0f0f0full;
+    codes = (codes | codes << 2) & 0x3333333333333333ull;
+    uint64_t low = codes & 0x1111111111111111ull, high = (codes >> 1) & 0x1111111111111111ull;
+    uint64_t none = ~(low | high) & 0x1111111111111111ull;
+    return none | (low & ~high) << 1 | (high & ~low) << 2 | (low & high) << 3;
+}
+
+/* Mask of columns 64 w to 64 w + 63 of row r. */
+INLINE uint64_t word_of(const sh_matrix *m, int layout, int64_t r, int64_t w) {
+    if (layout == SH_DENSE) {
+        int64_t left = m->columns - w * SH_WORD;
+        return left >= SH_WORD ? ~0ull : (1ull << left) - 1;
+    }
+    if (layout != SH_ONE_OF_FOUR) return m->mask[r * words_of(m) + w];
+    int64_t row_bytes = (m->columns + 15) / 16, left = row_bytes - w * 4;
+    uint32_t codes = 0;
+    memcpy(&codes, m->positions + r * row_bytes + w * 4, left >= 4 ? 4 : (size_t)left);
+    int64_t columns = m->columns - w * SH_WORD;
+    return mask_of_positions(codes) & (columns >= SH_WORD ? ~0ull : (1ull << columns) - 1);
+}
+
+INLINE int64_t row_start(const sh_matrix *m, int layout, int64_t r) {
+    if (layout == SH_DENSE) return m->type == SH_Q4 ? r * ((m->columns + 31) / 32 * 16) : r * m->columns;
+    return m->offsets ? m->offsets[r] : r * m->per_row;
+}
+
+/* ---- 4-bit codes ---------------------------------------------------------------------------------------------- */
+
+/* 16 codes from code number `code` on; bytes past `total` read as zero. */
+INLINE uint64_t nibbles_at(const uint8_t *codes, int64_t total, int64_t code) {
+    int64_t byte = code >> 1;
+    uint64_t low = 0;
+    uint8_t next = 0;
+    if (byte + 9 <= total) {
+        memcpy(&low, codes + byte, 8);
+        next = codes[byte + 8];
+    } else if (byte < total) {
+        int64_t left = total - byte;
+        memcpy(&low, codes + byte, left < 8 ? (size_t)left : 8);
+    }
+    return code & 1 ? low >> 4 | (uint64_t)next << 60 : low;
+}
+
+/* ---- one word of 64 columns: GROUPS vectors of decoded weights ----------------------------------------------- */
+
+typedef struct {
+    const char *p;      /* values of this row that are not yet used */
+    int64_t code;       /* SH_Q4: number of the next code */
+    const uint8_t *grid; /* SH_Q4: scales of this row */
+} cursor;
+
+INLINE cursor open_row(const sh_matrix *m, int layout, int type, int64_t r) {
+    cursor c = {NULL, 0, NULL};
+    int64_t start = row_start(m, layout, r);
+    if (type == SH_Q4) {
+        c.code = 2 * start;
+        c.grid = (const uint8_t *)m->scales + r * ((m->columns + 31) / 32) * 4;
+    } else {
+        c.p = (const char *)m->values + start * element_bytes(type);
+    }
+    return c;
+}
+
+/* Decode word w. `careful`: fewer than 64 elements may lie behind the cursor, or behind the row (dense). */
+INLINE void decode_word(const sh_matrix *m, int layout, int type, cursor *c, uint64_t word, int64_t w, int careful,
+                        vec out[GROUPS]) {
+    if (type == SH_Q4) {
+        int64_t blocks = (m->columns + 31) / 32;
+        const uint8_t *codes = (const uint8_t *)m->values;
+#ifdef SH_OWN_Q4
+        decode_q4_word(codes, m->total, c->code, word, c->grid, w, blocks, layout == SH_DENSE, out);
+#else
+        int64_t code = c->code;
+        for (int g = 0; g < GROUPS; g++) {
+            uint64_t bits = word >> (g * LANES) & GROUP_BITS;
+            int64_t block = 2 * w + g * LANES / 32;
+            uint16_t grid[2] = {0, 0};
+            if (block < blocks) memcpy(grid, c->grid + 4 * block, 4);
+            vec q = v_codes(nibbles_at(codes, m->total, code));
+            if (layout != SH_DENSE) q = v_expand(q, (uint32_t)bits);
+            out[g] = v_keep(v_fma(q, v_set(sh_from_f16(grid[0])), v_set(sh_from_f16(grid[1]))), (uint32_t)bits);
+            code += layout == SH_DENSE ? LANES : __builtin_popcountll(bits);
+        }
+#endif
+        c->code += layout == SH_DENSE ? SH_WORD : __builtin_popcountll(word);
+        return;
+    }
+    int64_t size = element_bytes(type);
+    const char *p = c->p;
+    c->p += __builtin_popcountll(word) * size;
+    char copy[SH_WORD * 4 + 64];
+    if (careful) {
+        memset(copy, 0, sizeof copy);
+        memcpy(copy, p, (size_t)(c->p - p));
+        p = copy;
+    } else {
+        for (int64_t line = 0; line < SH_WORD * size * 3 / 4; line += 64) __builtin_prefetch(p + 4096 + line, 0, 3);
+    }
+    for (int g = 0; g < GROUPS; g++) {
+        if (layout == SH_DENSE) {
+            out[g] = load_values(p + g * LANES * size, type);
+        } else {
+            /* The start of every group follows from the whole word, so that only one addition per word is serial. */
+            uint64_t before = g ? word & (~0ull >> (SH_WORD - g * LANES)) : 0;
+            const char *q = p + __builtin_popcountll(before) * size;
+            out[g] = v_expand(load_values(q, type), (uint32_t)(word >> (g * LANES) & GROUP_BITS));
+        }
+    }
+}
+
+INLINE int is_careful(const sh_matrix *m, int layout, int type, int64_t r, int64_t w) {
+    if (type == SH_Q4) return 0;
+    if (layout == SH_DENSE) return (w + 1) * SH_WORD > m->columns;
+    return row_start(m, layout, r + 1) + SH_WORD > m->total;
+}
+
+/* ---- up to four tokens, weights decoded in registers ---------------------------------------------------------- */
+
+INLINE void small_row(const sh_matrix *m, const sh_work *work, int64_t r, int layout, int type, int tokens,
+                      int careful) {
+    enum { CHAINS = 4 };
+    vec sums[SH_SMALL_TOKENS][CHAINS];
+    int chains = tokens == 1 ? 4 : tokens == 2 ? 2 : 1;
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < chains; i++) sums[t][i] = v_zero();
+    cursor c = open_row(m, layout, type, r);
+    int64_t words = words_of(m);
+    for (int64_t w = 0; w < words; w++) {
+        vec weights[GROUPS];
+        decode_word(m, layout, type, &c, word_of(m, layout, r, w), w, careful || (layout == SH_DENSE && is_careful(m, layout, type, r, w)), weights);
+        const float *x = work->rows + w * SH_WORD;
+        for (int g = 0; g < GROUPS; g++)
+            for (int t = 0; t < tokens; t++)
+                sums[t][g % chains] =
+                    v_fma(weights[g], v_load(x + t * work->padded_columns + g * LANES), sums[t][g % chains]);
+    }
+    float scale = type == SH_I8 ? ((const float *)m->scales)[r] : 1.0f;
+    for (int t = 0; t < tokens; t++) {
+        vec sum = sums[t][0];
+        for (int i = 1; i < chains; i++) sum = v_add(sum, sums[t][i]);
+        work->y[t * m->rows + r] = v_sum(sum) * scale;
+    }
+}
+
+INLINE void small_rows(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last, int layout, int type,
+                       int tokens) {
+    for (int64_t r = first; r < last; r++) {
+        if (layout != SH_DENSE && is_careful(m, layout, type, r, 0)) small_row(m, work, r, layout, type, tokens, 1);
+        else small_row(m, work, r, layout, type, tokens, 0);
+    }
+}
+
+#define BY_TOKENS(layout, type)                                                                                        \
+    switch (work->tokens) {                                                                                            \
+    case 1: small_rows(m, work, first, last, layout, type, 1); break;                                                  \
+    case 2: small_rows(m, work, first, last, layout, type, 2); break;                                                  \
+    case 3: small_rows(m, work, first, last, layout, type, 3); break;                                                  \
+    default: small_rows(m, work, first, last, layout, type, 4); break;                                                 \
+    }
+
+#define SMALL(name, layout, type)                                                                                      \
+    static void name(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) { BY_TOKENS(layout, type) }
+
+SMALL(small_dense_f32, SH_DENSE, SH_F32)
+SMALL(small_dense_bf16, SH_DENSE, SH_BF16)
+SMALL(small_dense_f16, SH_DENSE, SH_F16)
+SMALL(small_dense_i8, SH_DENSE, SH_I8)
+SMALL(small_dense_q4, SH_DENSE, SH_Q4)
+SMALL(small_bitmap_f32, SH_BITMAP, SH_F32)
+SMALL(small_bitmap_bf16, SH_BITMAP, SH_BF16)
+SMALL(small_bitmap_f16, SH_BITMAP, SH_F16)
+SMALL(small_bitmap_i8, SH_BITMAP, SH_I8)
+SMALL(small_bitmap_q4, SH_BITMAP, SH_Q4)
+SMALL(small_quarter_f32, SH_ONE_OF_FOUR, SH_F32)
+SMALL(small_quarter_bf16, SH_ONE_OF_FOUR, SH_BF16)
+SMALL(small_quarter_f16, SH_ONE_OF_FOUR, SH_F16)
+
+static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    if (m->layout == SH_INDEX16) {
+        const char *values = (const char *)m->values;
+        for (int64_t r = first; r < last; r++) {
+            int64_t start = m->offsets[r], count = m->offsets[r + 1] - start;
+            for (int64_t t = 0; t < work->tokens; t++)
+                work->y[t * m->rows + r] = gather_row(values + start * element_bytes(m->type), m->type,
+                                                      m->indices + start, count, work->rows + t * work->padded_columns);
+        }
+        return;
+    }
+#ifdef SH_OWN_SMALL_BF16
+    if (m->type == SH_BF16 && work->bfloat16 && small_bf16(m, work, first, last)) return;
+#endif
+    static void (*const table[3][5])(const sh_matrix *, const sh_work *, int64_t, int64_t) = {
+        {small_dense_f32, small_dense_bf16, small_dense_f16, small_dense_i8, small_dense_q4},
+        {small_bitmap_f32, small_bitmap_bf16, small_bitmap_f16, small_bitmap_i8, small_bitmap_q4},
+        {small_quarter_f32, small_quarter_bf16, small_quarter_f16, NULL, NULL},
+    };
+    table[m->layout == SH_DENSE ? 0 : m->layout == SH_ONE_OF_FOUR ? 2 : 1][m->type](m, work, first, last);
+}
+
+/* ---- tokens in lanes ------------------------------------------------------------------------------------------ */
+
+/* The stored weights of row r as float values and 16-bit columns; returns how many. */
+static int64_t list_row(const sh_matrix *m, int64_t r, const float **values, const uint16_t **columns, float *value_room,
+                        uint16_t *column_room) {
+    int64_t start = row_start(m, m->layout, r), count = 0, size = element_bytes(m->type);
+    const char *stored = (const char *)m->values + start * size;
+    if (m->layout == SH_INDEX16) {
+        count = m->offsets[r + 1] - start;
+        *columns = m->indices + start;
+    } else {
+        int64_t words = words_of(m);
+        cursor c = open_row(m, m->layout, m->type, r);
+        for (int64_t w = 0; w < words; w++) {
+            uint64_t word = word_of(m, m->layout, r, w);
+            if (m->type == SH_Q4) {
+                vec weights[GROUPS];
+                decode_word(m, m->layout, SH_Q4, &c, word, w, 0, weights);
+                float *out = value_room + count;
+                for (int g = 0; g < GROUPS; g++) {
+                    uint64_t bits = word >> (g * LANES) & GROUP_BITS;
+                    v_pack(out, weights[g], (uint32_t)bits);
+                    out += __builtin_popcountll(bits);
+                }
+            }
+            list_columns(column_room + count, word, (uint32_t)(w * SH_WORD));
+            count += __builtin_popcountll(word);
+        }
+        *columns = column_room;
+    }
+    if (m->type == SH_F32) {
+        *values = (const float *)(const void *)stored;
+        return count;
+    }
+    *values = value_room;
+    if (m->type == SH_Q4) return count;
+    vec scale = v_set(m->type == SH_I8 ? ((const float *)m->scales)[r] : 1.0f);
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        v_store(value_room + i, v_fma(load_values(stored + i * size, m->type), scale, v_zero()));
+    if (i < count) {
+        char copy[LANES * 4];
+        memset(copy, 0, sizeof copy);
+        memcpy(copy, stored + i * size, (size_t)((count - i) * size));
+        v_store(value_room + i, v_fma(load_values(copy, m->type), scale, v_zero()));
+    }
+    return count;
+}
+
+/* Sum of values[i] * x[columns[i]] for `vectors` vectors of tokens; `chains` sums run beside each other. */
+INLINE void lanes_row(const float *values, const uint16_t *columns, int64_t count, const float *x, float *out,
+                      int vectors, int chains) {
+    vec sums[8][SH_LANE_VECTORS];
+    for (int i = 0; i < chains; i++)
+        for (int v = 0; v < vectors; v++) sums[i][v] = v_zero();
+    int64_t n = 0;
+    for (; n + chains <= count; n += chains)
+        for (int i = 0; i < chains; i++) {
+            vec weight = v_set(values[n + i]);
+            const float *row = x + (int64_t)columns[n + i] * (vectors * LANES);
+            for (int v = 0; v < vectors; v++) sums[i][v] = v_fma(weight, v_load(row + v * LANES), sums[i][v]);
+        }
+    for (; n < count; n++) {
+        vec weight = v_set(values[n]);
+        const float *row = x + (int64_t)columns[n] * (vectors * LANES);
+        for (int v = 0; v < vectors; v++) sums[0][v] = v_fma(weight, v_load(row + v * LANES), sums[0][v]);
+    }
+    for (int v = 0; v < vectors; v++) {
+        vec sum = sums[0][v];
+        for (int i = 1; i < chains; i++) sum = v_add(sum, sums[i][v]);
+        v_store(out + v * LANES, sum);
+    }
+}
+
+static void lanes(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    float *value_room = (float *)work->scratch;
+    uint16_t *column_room = (uint16_t *)(void *)(value_room + m->columns + SH_WORD);
+    float sums[SH_LANE_VECTORS * LANES] __attribute__((aligned(64)));
+    for (int64_t r = first; r < last; r++) {
+        const float *values = NULL;
+        const uint16_t *columns = NULL;
+        int64_t count = list_row(m, r, &values, &columns, value_room, column_room);
+        for (int64_t token = 0; token < work->tokens;) {
+            int64_t vectors = sh_group_vectors(work->tokens - token, LANES);
+            const float *x = work->lanes + m->columns * token;
+            switch (vectors) {
+            case 1: lanes_row(values, columns, count, x, sums, 1, 8); break;
+            case 2: lanes_row(values, columns, count, x, sums, 2, 4); break;
+            case 3: lanes_row(values, columns, count, x, sums, 3, 2); break;
+            default: lanes_row(values, columns, count, x, sums, 4, 2); break;
+            }
+            int64_t end = token + vectors * LANES;
+            for (int64_t t = token; t < end && t < work->tokens; t++) work->y[t * m->rows + r] = sums[t - token];
+            token = end;
+        }
+    }
+}
+
+/* ---- rows decoded to a tile, then a dense product ------------------------------------------------------------- */
+
+/* Decode words [w0, w1) of a row whose cursor stands at w0. */
+INLINE void decode_words(const sh_matrix *m, int layout, int type, int64_t r, cursor *c, int64_t w0, int64_t w1,
+                         float *out) {
+    vec scale = v_set(type == SH_I8 ? ((const float *)m->scales)[r] : 1.0f);
+    for (int64_t w = w0; w < w1; w++, out += SH_WORD) {
+        vec weights[GROUPS];
+        decode_word(m, layout, type, c, word_of(m, layout, r, w), w, is_careful(m, layout, type, r, w), weights);
+        for (int g = 0; g < GROUPS; g++)
+            v_store(out + g * LANES, type == SH_I8 ? v_fma(weights[g], scale, v_zero()) : weights[g]);
+    }
+}
+
+#define DECODE(layout)                                                                                                 \
+    switch (m->type) {                                                                                                 \
+    case SH_F32: decode_words(m, layout, SH_F32, r, c, w0, w1, out); break;                                            \
+    case SH_BF16: decode_words(m, layout, SH_BF16, r, c, w0, w1, out); break;                                          \
+    case SH_F16: decode_words(m, layout, SH_F16, r, c, w0, w1, out); break;                                            \
+    case SH_I8: decode_words(m, layout, SH_I8, r, c, w0, w1, out); break;                                              \
+    default: decode_words(m, layout, SH_Q4, r, c, w0, w1, out); break;                                                 \
+    }
+
+static void decode_piece(const sh_matrix *m, int64_t r, cursor *c, int64_t w0, int64_t w1, float *out) {
+    if (m->layout == SH_INDEX16) {
+        memset(out, 0, (size_t)((w1 - w0) * SH_WORD) * sizeof *out);
+        int64_t end = m->offsets[r + 1], size = element_bytes(m->type);
+        for (; c->code < end && m->indices[c->code] < w1 * SH_WORD; c->code++) {
+            const char *p = (const char *)m->values + c->code * size;
+            uint16_t half;
+            float value;
+            if (m->type == SH_F32) memcpy(&value, p, 4);
+            else {
+                memcpy(&half, p, 2);
+                value = m->type == SH_BF16 ? sh_from_bf16(half) : sh_from_f16(half);
+            }
+            out[m->indices[c->code] - w0 * SH_WORD] = value;
+        }
+    } else if (m->layout == SH_DENSE) {
+        DECODE(SH_DENSE)
+    } else if (m->layout == SH_ONE_OF_FOUR) {
+        DECODE(SH_ONE_OF_FOUR)
+    } else {
+        DECODE(SH_BITMAP)
+    }
+}
+
+/* Products of `rows` decoded rows with `tokens` rows of x over `columns` columns, added to sums[token][row]. */
+INLINE void tile_block(const float *weights, int rows, const float *x, int64_t stride, int tokens, int64_t columns,
+                       float sums[][SH_TILE_ROWS]) {
+    vec acc[TILE_STEP][4];
+    for (int i = 0; i < rows; i++)
+        for (int t = 0; t < tokens; t++) acc[i][t] = v_zero();
+    for (int64_t k = 0; k < columns; k += LANES) {
+        vec w[TILE_STEP];
+        for (int i = 0; i < rows; i++) w[i] = v_load(weights + i * SH_TILE_COLUMNS + k);
+        for (int t = 0; t < tokens; t++) {
+            vec in = v_load(x + t * stride + k);
+            for (int i = 0; i < rows; i++) acc[i][t] = v_fma(w[i], in, acc[i][t]);
+        }
+    }
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < rows; i++) sums[t][i] += v_sum(acc[i][t]);
+}
+
+static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    float *weights = (float *)work->scratch;
+    float(*sums)[SH_TILE_ROWS] = (float(*)[SH_TILE_ROWS])(void *)(weights + SH_TILE_ROWS * SH_TILE_COLUMNS);
+    int64_t words = words_of(m);
+    for (int64_t r = first; r < last; r += SH_TILE_ROWS) {
+        int rows = last - r < SH_TILE_ROWS ? (int)(last - r) : SH_TILE_ROWS;
+        cursor cursors[SH_TILE_ROWS];
+        for (int i = 0; i < rows; i++) {
+            if (m->layout == SH_INDEX16) cursors[i] = (cursor){NULL, m->offsets[r + i], NULL};
+            else cursors[i] = open_row(m, m->layout, m->type, r + i);
+        }
+        memset(sums, 0, (size_t)work->tokens * sizeof *sums);
+        for (int64_t w0 = 0; w0 < words; w0 += SH_TILE_COLUMNS / SH_WORD) {
+            int64_t w1 = w0 + SH_TILE_COLUMNS / SH_WORD < words ? w0 + SH_TILE_COLUMNS / SH_WORD : words;
+            for (int i = 0; i < rows; i++)
+                decode_piece(m, r + i, &cursors[i], w0, w1, weights + i * SH_TILE_COLUMNS);
+            int64_t columns = (w1 - w0) * SH_WORD;
+            for (int64_t t = 0; t < work->tokens; t += 4) {
+                int tokens = work->tokens - t < 4 ? (int)(work->tokens - t) : 4;
+                const float *x = work->rows + t * work->padded_columns + w0 * SH_WORD;
+                int i = 0;
+                for (; i + TILE_STEP <= rows && tokens == 4; i += TILE_STEP)
+                    tile_block(weights + i * SH_TILE_COLUMNS, TILE_STEP, x, work->padded_columns, 4, columns,
+                               (float(*)[SH_TILE_ROWS])(void *)(&sums[t][i]));
+                for (; i < rows; i++)
+                    for (int s = 0; s < tokens; s++)
+                        tile_block(weights + i * SH_TILE_COLUMNS, 1, x + s * work->padded_columns,
+                                   work->padded_columns, 1, columns, (float(*)[SH_TILE_ROWS])(void *)(&sums[t + s][i]));
+            }
+        }
+        for (int64_t t = 0; t < work->tokens; t++)
+            for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[t][i];
+    }
+}

@@ -1,0 +1,187 @@
+/* Preparing activations, splitting rows over threads, choosing a strategy. No vector instructions in here. */
+#include "kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* Weights times tokens below which waking other threads costs more than it saves. */
+#define PARALLEL_WORK (1 << 15)
+
+static float x_value(const void *x, int type, int64_t i) {
+    if (type == SH_F32) return ((const float *)x)[i];
+    uint16_t half = ((const uint16_t *)x)[i];
+    return type == SH_BF16 ? sh_from_bf16(half) : sh_from_f16(half);
+}
+
+/* Row `token` of x in float32 with zeros behind the last column, and in bfloat16 where wanted. */
+static void prepare_row(const void *x, int type, int64_t token, int64_t columns, int64_t padded, float *rows,
+                        uint16_t *bfloat16) {
+    int64_t start = token * columns;
+    if (rows) {
+        float *out = rows + token * padded;
+        if (type == SH_F32) memcpy(out, (const float *)x + start, (size_t)columns * 4);
+        else if (type == SH_BF16)
+            for (int64_t k = 0; k < columns; k++) out[k] = sh_from_bf16(((const uint16_t *)x)[start + k]);
+        else
+            for (int64_t k = 0; k < columns; k++) out[k] = sh_from_f16(((const uint16_t *)x)[start + k]);
+        memset(out + columns, 0, (size_t)(padded - columns) * 4);
+    }
+    if (bfloat16) {
+        memcpy(bfloat16 + token * padded, (const uint16_t *)x + start, (size_t)columns * 2);
+        memset(bfloat16 + token * padded + columns, 0, (size_t)(padded - columns) * 2);
+    }
+}
+
+/* Columns first to last of x with the tokens of a group beside each other. */
+static void prepare_lanes(const void *x, int type, int64_t tokens, int64_t columns, int64_t first, int64_t last,
+                          int64_t vector_lanes, float *lanes) {
+    for (int64_t token = 0; token < tokens;) {
+        int64_t width = sh_group_vectors(tokens - token, vector_lanes) * vector_lanes;
+        int64_t filled = tokens - token < width ? tokens - token : width;
+        float *group = lanes + columns * token;
+        for (int64_t k = first; k < last; k++) {
+            float *out = group + k * width;
+            for (int64_t t = 0; t < filled; t++) out[t] = x_value(x, type, (token + t) * columns + k);
+            for (int64_t t = filled; t < width; t++) out[t] = 0.0f;
+        }
+        token += width;
+    }
+}
+
+static void write_rows(const float *from, void *y, int type, int64_t tokens, int64_t rows, int64_t first,
+                       int64_t last) {
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t r = first; r < last; r++) {
+            float value = from[t * rows + r];
+            ((uint16_t *)y)[t * rows + r] = type == SH_BF16 ? sh_to_bf16(value) : sh_to_f16(value);
+        }
+}
+
+/* Work of the rows before r, in stored weights; a mask word costs about as much as 24 of them. */
+static int64_t work_before(const sh_matrix *m, int64_t r) {
+    int64_t words = m->layout == SH_INDEX16 ? 1 : (m->columns + SH_WORD - 1) / SH_WORD;
+    return (m->offsets ? m->offsets[r] : r * m->per_row) + r * words * 24;
+}
+
+/* First row of part `part` of `parts` of about equal work; a multiple of the tile's rows. */
+static int64_t split(const sh_matrix *m, int part, int parts) {
+    if (part == 0) return 0;
+    if (part == parts) return m->rows;
+    int64_t target = work_before(m, m->rows) / parts * part, low = 0, high = m->rows;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (work_before(m, middle) < target) low = middle + 1;
+        else high = middle;
+    }
+    return low / SH_TILE_ROWS * SH_TILE_ROWS;
+}
+
+int sh_choose(const sh_matrix *m, int64_t tokens) {
+    if (m->layout == SH_DENSE) return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_TILE;
+    if (m->layout == SH_INDEX16) return tokens == 1 ? SH_SMALL : SH_LANES;
+    return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_LANES;
+}
+
+static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
+
+int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int x_type, int64_t tokens, void *y,
+              int threads, int strategy) {
+    static const uint64_t nothing[16];
+    sh_matrix matrix = *given;
+    if (!matrix.values) matrix.values = nothing; /* an empty array has no address */
+    if (!matrix.indices) matrix.indices = (const uint16_t *)nothing;
+    const sh_matrix *m = &matrix;
+    int64_t columns = m->columns, padded = (columns + SH_WORD - 1) / SH_WORD * SH_WORD;
+    if (strategy == SH_AUTO) strategy = sh_choose(m, tokens);
+    if (threads < 1 || m->rows * columns * tokens < PARALLEL_WORK) threads = 1;
+#ifndef _OPENMP
+    threads = 1;
+#endif
+    int pairs = strategy == SH_SMALL && x_type == SH_BF16 && m->type == SH_BF16; /* kernels may multiply bfloat16 */
+    int direct = strategy != SH_LANES && x_type == SH_F32 && padded == columns;
+    int64_t lanes_tokens = (tokens + isa->vector_lanes - 1) / isa->vector_lanes * isa->vector_lanes;
+    int64_t scratch_bytes = strategy == SH_LANES ? (columns + SH_WORD) * 6 + 128
+                            : strategy == SH_TILE
+                                ? (int64_t)SH_TILE_ROWS * (SH_TILE_COLUMNS + tokens) * (int64_t)sizeof(float)
+                                : 0;
+    scratch_bytes = (scratch_bytes + 63) / 64 * 64;
+    float *rows = strategy == SH_LANES || direct ? NULL : room(tokens * padded * 4);
+    uint16_t *bfloat16 = pairs ? room(tokens * padded * 2) : NULL;
+    float *lanes = strategy == SH_LANES ? room(lanes_tokens * columns * 4) : NULL;
+    float *out = x_type == SH_F32 ? y : room(tokens * m->rows * 4);
+    char *scratch = scratch_bytes ? room(scratch_bytes * threads) : NULL;
+    int failed = (strategy != SH_LANES && !direct && !rows) || (pairs && !bfloat16) ||
+                 (strategy == SH_LANES && !lanes) || !out || (scratch_bytes && !scratch);
+    if (!failed) {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+        {
+            int part = 0, parts = 1;
+#ifdef _OPENMP
+            part = omp_get_thread_num();
+            parts = omp_get_num_threads();
+#endif
+            if (lanes) {
+                /* Whole cache lines of columns, so that threads do not write into each other's. */
+                int64_t first = columns * part / parts, last = columns * (part + 1) / parts;
+                prepare_lanes(x, x_type, tokens, columns, first, last, isa->vector_lanes, lanes);
+            } else if (rows || bfloat16) {
+                for (int64_t t = tokens * part / parts; t < tokens * (part + 1) / parts; t++)
+                    prepare_row(x, x_type, t, columns, padded, rows, bfloat16);
+            }
+#ifdef _OPENMP
+            if (lanes || rows || bfloat16) {
+#pragma omp barrier
+            }
+#endif
+            sh_work work = {.rows = direct ? x : rows,
+                            .bfloat16 = bfloat16,
+                            .lanes = lanes,
+                            .tokens = tokens,
+                            .padded_columns = padded,
+                            .y = out,
+                            .scratch = scratch ? scratch + scratch_bytes * part : NULL};
+            int64_t first = split(m, part, parts), last = split(m, part + 1, parts);
+            if (first < last) {
+                if (strategy == SH_SMALL) isa->small(m, &work, first, last);
+                else if (strategy == SH_LANES) isa->lanes(m, &work, first, last);
+                else isa->tile(m, &work, first, last);
+                if (x_type != SH_F32) write_rows(out, y, x_type, tokens, m->rows, first, last);
+            }
+        }
+    }
+    free(rows);
+    free(bfloat16);
+    free(lanes);
+    if (x_type != SH_F32) free(out);
+    free(scratch);
+    return failed ? -1 : 0;
+}
+
+uint64_t sh_read(const void *data, int64_t bytes, int threads) {
+    const uint64_t *words = data;
+    int64_t count = bytes / 8;
+    uint64_t sum = 0;
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+#endif
+    for (int64_t block = 0; block < count / 64; block++) {
+        const uint64_t *p = words + block * 64;
+        __builtin_prefetch((const char *)p + 4096, 0, 3);
+        __builtin_prefetch((const char *)p + 4160, 0, 3);
+        __builtin_prefetch((const char *)p + 4224, 0, 3);
+        __builtin_prefetch((const char *)p + 4288, 0, 3);
+        __builtin_prefetch((const char *)p + 4352, 0, 3);
+        __builtin_prefetch((const char *)p + 4416, 0, 3);
+        __builtin_prefetch((const char *)p + 4480, 0, 3);
+        __builtin_prefetch((const char *)p + 4544, 0, 3);
+        for (int i = 0; i < 64; i++) sum += p[i];
+    }
+    for (int64_t i = count / 64 * 64; i < count; i++) sum += words[i];
+    return sum;
+}
