@@ -10,7 +10,8 @@ from typing import Any
 
 from sparsehpc.core.errors import UserError
 from sparsehpc.models.checkpoint import Checkpoint, weight_file_names
-from sparsehpc.models.snapshot import Snapshot, seal
+from sparsehpc.models.seal import seal
+from sparsehpc.models.snapshot import Snapshot
 from sparsehpc.models.target import Target, read_config
 
 _COPIED = ("config.json", "generation_config.json")

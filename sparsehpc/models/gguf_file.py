@@ -18,7 +18,8 @@ import numpy as np
 
 from sparsehpc.core.errors import UserError
 from sparsehpc.models.family import FAMILIES, Family, structure_from_config
-from sparsehpc.models.snapshot import Snapshot, seal
+from sparsehpc.models.seal import seal
+from sparsehpc.models.snapshot import Snapshot
 from sparsehpc.models.target import Target
 from sparsehpc.models.weight_files import ShardWriter
 

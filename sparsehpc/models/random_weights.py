@@ -20,7 +20,8 @@ from sparsehpc.core.spec import DTYPES
 from sparsehpc.models import gguf_file
 from sparsehpc.models.byte_tokenizer import write_byte_tokenizer
 from sparsehpc.models.family import family_of, structure_from_config
-from sparsehpc.models.snapshot import Snapshot, seal, snapshot_folder
+from sparsehpc.models.seal import seal
+from sparsehpc.models.snapshot import Snapshot, snapshot_folder
 from sparsehpc.models.target import Target, resolve
 from sparsehpc.models.weight_files import ShardWriter
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsehpc.core.errors import UserError, UserErrors, unknown
-from sparsehpc.core.files import sha256_file, write_text
+from sparsehpc.core.files import sha256_file
 from sparsehpc.models.family import structure_from_config
 from sparsehpc.models.home import safe_name
 from sparsehpc.models.target import Target, resolve
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from sparsehpc.models.structure import Structure
 
 MANIFEST = "snapshot.json"
-_VERSION = 1
+MANIFEST_VERSION = 1
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -192,62 +190,14 @@ class Snapshot:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if manifest["version"] != _VERSION:
-                raise ValueError(f"version {manifest['version']}, this program reads {_VERSION}")
+            if manifest["version"] != MANIFEST_VERSION:
+                raise ValueError(f"version {manifest['version']}, this program reads {MANIFEST_VERSION}")
             fields = {f.name: manifest[f.name] for f in dataclasses.fields(cls) if f.name not in ("path", "config")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder} is no readable snapshot: {error}", "sparsehpc prepare MODEL makes one"
             ) from error
         return cls(path=folder, config=config, **fields)
-
-
-def seal(
-    folder: Path,
-    *,
-    model: str,
-    revision: str | None,
-    trained: bool,
-    published_dtype: str,
-    source_bytes: int,
-    source: Mapping[str, Any],
-) -> Snapshot:
-    """Checksum every file of a folder and write its manifest: from then on it is a snapshot.
-
-    Raises
-    ------
-    UserError
-        The weights do not fit the config, or the tokenizer is missing.
-    """
-    files = {file.name: _entry(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != MANIFEST}
-    if "tokenizer.json" not in files:
-        raise UserError(f"{model} has no tokenizer.json, and none could be made", "add one beside its config.json")
-    digest = hashlib.sha256(json.dumps({name: f["sha256"] for name, f in files.items()}, sort_keys=True).encode())
-    manifest = {
-        "version": _VERSION,
-        "model": model,
-        "revision": revision,
-        "trained": trained,
-        "published_dtype": published_dtype,
-        "source_bytes": source_bytes,
-        "digest": digest.hexdigest(),
-        "source": dict(source),
-        "files": files,
-    }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    snapshot = Snapshot.load(folder)
-    snapshot.headers()
-    return snapshot
-
-
-def _entry(file: Path) -> dict[str, Any]:
-    """Bytes and checksum of a file, flushed to disk; of a link, also when its target was last changed."""
-    entry: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-    if file.is_symlink():
-        return entry | {"mtime_ns": file.stat().st_mtime_ns}
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-    return entry
 
 
 def snapshot_folder(target: Target) -> Path | None:
