@@ -133,6 +133,15 @@ def test_commands_in_the_documentation_exist(pages: Path) -> None:
     assert named <= verbs
 
 
+def test_numbers_in_the_definitions_are_those_of_the_code() -> None:
+    from sparsehpc.pipeline import GENERATED_TOKENS
+    from sparsehpc.text.build import COPIED_RUN_TOKENS
+
+    text = " ".join((DOCS / "definitions.md").read_text(encoding="utf-8").split())
+    assert f"Greedy continuations, {GENERATED_TOKENS} tokens, of 20 prompts" in text
+    assert f"shares {COPIED_RUN_TOKENS} tokens in a row" in text
+
+
 # ---- the examples of extending.md -----------------------------------------------------------------------------------
 
 
