@@ -26,7 +26,7 @@ def packs(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
     jobs: list[tuple[Cell, ...]] = []
     for group in by_walk(cells):
         job: list[Cell] = []
-        for combination in _combinations(group):
+        for combination in combinations(group):
             for start in range(0, len(combination), size):
                 part = combination[start : start + size]
                 if len(job) + len(part) > size:
@@ -38,7 +38,8 @@ def packs(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
     return jobs
 
 
-def _combinations(cells: Iterable[Cell]) -> list[list[Cell]]:
+def combinations(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that share their pruning, together; order is kept."""
     groups: dict[object, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.pruning, []).append(cell)

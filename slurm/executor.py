@@ -121,33 +121,8 @@ class ClusterExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         return script
 
     def send(self, script: Path) -> str:
-        """Call sbatch; return the job's id.
-
-        Raises
-        ------
-        SubmissionRefused
-            sbatch failed with a message.
-        SubmissionUnclear
-            sbatch did not answer in time or said nothing that makes sense.
-        """
-        try:
-            answer = subprocess.run(
-                ["sbatch", str(script)],
-                capture_output=True,
-                text=True,
-                timeout=self.profile.limits.sbatch_timeout_s,
-                env=submit_environment(os.environ),
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise SubmissionUnclear(f"sbatch did not answer within {error.timeout:.0f} s") from error
-        found = _JOB_ID.search(answer.stdout)
-        if answer.returncode == 0 and found:
-            return found.group(1) or found.group(2)
-        said = "\n".join(part.strip() for part in (answer.stderr, answer.stdout) if part.strip())
-        if answer.returncode == 0:
-            raise SubmissionUnclear(f"sbatch ended well but its answer has no job id: {said!r}")
-        raise SubmissionRefused(f"sbatch refused {script} (exit status {answer.returncode}): {said or 'no message'}")
+        """Call sbatch; see `call_sbatch`."""
+        return call_sbatch(script, self.profile.limits.sbatch_timeout_s)
 
     def _internal_process_submissions(
         self, delayed_submissions: Sequence[submitit_utils.DelayedSubmission]
@@ -156,6 +131,38 @@ class ClusterExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         return [
             submitit.SlurmJob(folder=self.folder, job_id=f"{job_id}_{task}") for task in range(len(delayed_submissions))
         ]
+
+
+def call_sbatch(script: Path, timeout_s: float) -> str:
+    """Call sbatch; return the job's id.
+
+    Raises
+    ------
+    SubmissionRefused
+        sbatch failed with a message.
+    SubmissionUnclear
+        sbatch did not answer in time or said nothing that makes sense.
+    """
+    try:
+        answer = subprocess.run(
+            ["sbatch", str(script)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=submit_environment(os.environ),
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise SubmissionRefused("there is no sbatch on this machine") from error
+    except subprocess.TimeoutExpired as error:
+        raise SubmissionUnclear(f"sbatch did not answer within {error.timeout:.0f} s") from error
+    found = _JOB_ID.search(answer.stdout)
+    if answer.returncode == 0 and found:
+        return found.group(1) or found.group(2)
+    said = "\n".join(part.strip() for part in (answer.stderr, answer.stdout) if part.strip())
+    if answer.returncode == 0:
+        raise SubmissionUnclear(f"sbatch ended well but its answer has no job id: {said!r}")
+    raise SubmissionRefused(f"sbatch refused {script} (exit status {answer.returncode}): {said or 'no message'}")
 
 
 def submit_environment(environment: Mapping[str, str]) -> dict[str, str]:

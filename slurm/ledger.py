@@ -1,71 +1,165 @@
-"""What was submitted: one file a submission, written before sbatch is called and renamed into place.
+"""What was submitted: one folder a submission, one file that says what it was for, one that says what became of it.
 
-Re-running ``submit`` reads all of them and the scheduler's own list: together they say which cells wait or run.
+``ledger.json`` is written (and renamed into place) after payload and script and before sbatch is called; ``job.json``
+once the fate is known. A ledger without a fate means that the submitting process was stopped in between: the job's
+unique name tells whether the scheduler has it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sparsehpc.core.errors import SparseHPCError
+from slurm.sbatch import job_name
+from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import write_text
 from sparsehpc.core.layout import RunFolder, check_cell_id
 
+Purpose = Literal["cells", "aggregate", "probe"]
+#: ``accepted``: the scheduler has it; ``refused``: it never had it; ``open``: not known yet.
+Fate = Literal["accepted", "refused", "open"]
+
 LEDGER = "ledger.json"
-_VERSION = 1
+JOB = "job.json"
+_ID = re.compile(r"\d{8}T\d{6}\d{6}-[0-9a-f]{6}")
+#: Fields of `Submission` that ``job.json`` holds.
+_FATE = ("fate", "job_id", "words")
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One array of jobs.
+    """One array that was, or was about to be, submitted.
 
     Parameters
     ----------
-    folder
-        Its folder under ``submissions/``.
-    name
-        Job name, unlike any other submission's, so that the scheduler can be asked for it.
-    resource
-        Name of the resource class.
+    submission_id
+        Time and random digits; name of its folder. Ids sort by time.
+    job_name
+        Unique name of the job: how it is found again.
+    purpose
+        ``cells``, ``aggregate`` or ``probe``.
+    resources
+        Fields of `slurm.resources.Resources`.
+    profile
+        Name of the profile.
     tasks
         Cell ids of each array task.
-    made_at
+    created_at
         UTC, ISO 8601.
+    code_digest
+        Digest of the project's sources on the submitting side.
+    fate
+        What became of it.
     job_id
-        The scheduler's id; None where sbatch was not called yet, or did not answer.
+        The scheduler's id where it was accepted.
+    words
+        What sbatch said where it was refused.
     """
 
-    folder: Path
-    name: str
-    resource: str
-    tasks: tuple[tuple[str, ...], ...]
-    made_at: str
-    job_id: str | None = None
+    submission_id: str
+    job_name: str
+    purpose: Purpose = "cells"
+    resources: dict[str, Any] = dataclasses.field(default_factory=dict)
+    profile: str = ""
+    tasks: tuple[tuple[str, ...], ...] = ()
+    created_at: str = ""
+    code_digest: str = ""
+    fate: Fate = "open"
+    job_id: str = ""
+    words: str = ""
 
-    def write(self) -> None:
-        """Write or replace ``ledger.json``."""
-        values: dict[str, Any] = {"version": _VERSION, **dataclasses.asdict(self)}
-        del values["folder"]
-        write_text(self.folder / LEDGER, json.dumps(values, indent=1) + "\n")
+    def folder(self, run: RunFolder) -> Path:
+        """Where it lies."""
+        return run.submissions / self.submission_id
 
-    @classmethod
-    def read(cls, folder: Path) -> Submission:
-        """Read what `write` wrote; a file that is not ours is an error."""
-        path = folder / LEDGER
+    @property
+    def made(self) -> datetime.datetime:
+        """When it was created."""
+        return datetime.datetime.fromisoformat(self.created_at)
+
+
+def new_submission(run_name: str, **fields: Any) -> Submission:
+    """Name a submission; nothing is written."""
+    now = datetime.datetime.now(datetime.UTC)
+    submission_id = f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}"
+    return Submission(
+        submission_id=submission_id,
+        job_name=f"{job_name(run_name)[:32]}-{submission_id}",
+        created_at=now.isoformat(timespec="seconds"),
+        **fields,
+    )
+
+
+def record(run: RunFolder, submission: Submission) -> None:
+    """Write the ledger entry: from now on the submission exists."""
+    values = {key: value for key, value in dataclasses.asdict(submission).items() if key not in _FATE}
+    write_text(submission.folder(run) / LEDGER, json.dumps(values) + "\n")
+
+
+def record_fate(run: RunFolder, submission: Submission, fate: Fate, *, job_id: str = "", words: str = "") -> Submission:
+    """Write what became of it."""
+    text = json.dumps({"fate": fate, "job_id": job_id, "words": words}, indent=1) + "\n"
+    write_text(submission.folder(run) / JOB, text)
+    return dataclasses.replace(submission, fate=fate, job_id=job_id, words=words)
+
+
+def read_ledger(run: RunFolder) -> tuple[list[Submission], list[str]]:
+    """All submissions, oldest first, and a line for every one that cannot be read."""
+    found: list[Submission] = []
+    problems: list[str] = []
+    try:
+        names = sorted(entry.name for entry in os.scandir(run.submissions) if _ID.fullmatch(entry.name))
+    except FileNotFoundError:
+        return found, problems
+    for name in names:
+        folder = run.submissions / name
+        if not (folder / LEDGER).exists():
+            continue  # stopped before it was complete: it was never submitted
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values.pop("version") != _VERSION:
-                raise ValueError("another version")
-            tasks = tuple(tuple(check_cell_id(cell_id) for cell_id in task) for task in values.pop("tasks"))
-            return cls(folder=folder, tasks=tasks, **values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SparseHPCError(f"{path} cannot be read: {error}") from error
+            found.append(_read(folder))
+        except (OSError, ValueError, TypeError, KeyError, UserError) as error:
+            problems.append(f"{folder / LEDGER} cannot be read: {error}")
+    return found, problems
 
 
-def submissions(run: RunFolder) -> list[Submission]:
-    """Every submission of a run that has a ledger, oldest first."""
-    folders = sorted(path.parent for path in run.submissions.glob(f"*/{LEDGER}"))
-    return sorted((Submission.read(folder) for folder in folders), key=lambda found: found.made_at)
+def _read(folder: Path) -> Submission:
+    values = json.loads((folder / LEDGER).read_text(encoding="utf-8"))
+    values["tasks"] = tuple(tuple(check_cell_id(cell) for cell in task) for task in values["tasks"])
+    submission = Submission(**values)
+    if submission.submission_id != folder.name or job_name(submission.job_name) != submission.job_name:
+        raise ValueError("it names another submission")
+    submission.made  # noqa: B018 - a time that cannot be read is found here
+    with contextlib.suppress(FileNotFoundError):
+        fate = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        if not re.fullmatch(r"\d*", fate["job_id"]) or fate["fate"] not in ("accepted", "refused", "open"):
+            raise ValueError(f"job.json says {fate!r}")
+        submission = dataclasses.replace(submission, **{key: fate[key] for key in _FATE})
+    return submission
+
+
+def job_id_from_logs(folder: Path) -> str | None:
+    """Job id that the files of a submission tell: its tasks name their logs by it."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(folder):
+            if found := re.match(r"(\d+)_\d+_\d+_log\.(?:out|err)", entry.name):
+                return found.group(1)
+    return None
+
+
+def latest(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int]]:
+    """For every cell the latest submission that was not refused, and the task that holds it."""
+    found: dict[str, tuple[Submission, int]] = {}
+    for submission in submissions:
+        if submission.purpose == "cells" and submission.fate != "refused":
+            for number, task in enumerate(submission.tasks):
+                for cell_id in task:
+                    found[cell_id] = (submission, number)
+    return found

@@ -65,7 +65,7 @@ def sbatch_text(
     array = {"array": f"0-{tasks - 1}%{min(tasks, job.array_parallelism)}"}
     command = ["-u", "-m", "slurm.task", shlex.quote(str(folder))]
     return script_text(
-        job, resources, name, {**array, **logs, "open-mode": "append"}, command,
+        job, resources, name, {**array, **logs, "open-mode": "append"}, [command],
         srun_files=("--output", f"{folder}/%A_%a_%t_log.out", "--error", f"{folder}/%A_%a_%t_log.err"),
         exports={"SUBMITIT_EXECUTOR": "slurm"}, python=python, environment=environment,
     )  # fmt: skip
@@ -76,14 +76,14 @@ def script_text(
     resources: Resources,
     name: str,
     directives: Mapping[str, str | int | bool],
-    command: Sequence[str],
+    commands: Sequence[Sequence[str]],
     *,
     srun_files: Sequence[str] = (),
     exports: Mapping[str, str] | None = None,
     python: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Any script of this project: directives, environment, set-up lines, one python command.
+    """Any script of this project: directives, environment, set-up lines, python commands.
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ def script_text(
         Job name.
     directives
         Further directives (array, output, dependency, ...).
-    command
-        Shell words after the interpreter, already quoted.
+    commands
+        Of each command the shell words after the interpreter, already quoted; the first failure ends the job.
     srun_files
         Words that tell srun where output goes.
     exports
@@ -115,11 +115,15 @@ def script_text(
     if job.setup:
         lines += ["", "# setup", *job.setup]
     lines += ["", "# command"]
-    start = (
-        ["srun", "--unbuffered", *map(shlex.quote, srun_files), *map(_word, job.srun_args)] if job.srun else ["exec"]
-    )
     interpreter = _word(job.python) if job.python else shlex.quote(python or sys.executable)
-    lines.append(" ".join([*start, *map(_word, job.wrapper), interpreter, *command]))
+    for number, command in enumerate(commands):
+        last = number == len(commands) - 1
+        if job.srun:
+            start = ["srun", "--unbuffered", *map(shlex.quote, srun_files), *map(_word, job.srun_args)]
+        else:
+            start = ["exec"] if last else []
+        words = [*start, *map(_word, job.wrapper), interpreter, *command]
+        lines.append(" ".join(words if last else [*words, "|| exit"]))
     return "\n".join(lines) + "\n"
 
 

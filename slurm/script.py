@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slurm.profile import Profile
@@ -40,5 +40,39 @@ def hand_script(
     logs = {"output": f"{folder.logs}/{cell_id}-%j.out", "error": f"{folder.logs}/{cell_id}-%j.err"}
     command = ["-u", "-m", "jobs", "cell", shlex.quote(str(folder.root)), cell_id]
     return script_text(
-        profile.job_for(resources), resources, f"cell-{cell_id}", logs, command, python=python, environment=environment
+        profile.job_for(resources),
+        resources,
+        f"cell-{cell_id}",
+        logs,
+        [command],
+        python=python,
+        environment=environment,
     )
+
+
+def aggregate_script(
+    run: Path, name: str, folder: Path, after: Sequence[str], resources: Resources, profile: Profile
+) -> str:
+    """Text of the job that writes tables and report once all arrays have ended, however they ended.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    name
+        Job name.
+    folder
+        Folder of this submission, for logs.
+    after
+        Ids of the arrays to wait for; ``afterany``, since exit codes of arrays say little and a partial table is
+        better than none.
+    resources, profile
+        What it asks for, and of which cluster.
+    """
+    check_folder(folder)
+    directives: dict[str, str | int | bool] = {"output": f"{folder}/%j_log.out", "error": f"{folder}/%j_log.err"}
+    if after:
+        directives["dependency"] = f"afterany:{':'.join(after)}"
+    root = shlex.quote(str(run.absolute()))
+    commands = [["-u", "-m", "jobs", verb, root] for verb in ("aggregate", "report")]
+    return script_text(profile.job_for(resources), resources, name, directives, commands)

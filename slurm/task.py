@@ -19,6 +19,8 @@ from slurm.node import node_local_folders
 from sparsehpc.core.errors import SparseHPCError
 
 PAYLOAD = "payload.pkl"
+#: Begins the line that every attempt writes to stderr first.
+MARK = "sparsehpc task"
 
 
 def read_payload(folder: Path) -> list[Any]:
@@ -60,7 +62,8 @@ def run(folder: Path) -> None:
     call.set_timeout(call._timeout_min, max(0, call._timeout_countdown - restarts))
     for leftover in folder.glob(f"{environment.job_id}_*.save_tmp"):
         leftover.unlink(missing_ok=True)  # of an attempt killed while it wrote; submitit would stop at it
-    print(f"task {environment.job_id} on {environment.hostname}, restart {restarts}", flush=True)  # noqa: T201
+    # Logs of restarts follow each other in one file; the last mark is where this attempt begins.
+    sys.stderr.write(f"{MARK} {environment.job_id} on {environment.hostname}, restart {restarts}\n")
     environment._handle_signals(paths, call)
     try:
         outcome = ("success", call.result())

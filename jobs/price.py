@@ -1,0 +1,140 @@
+"""What cells will cost: minutes a job, core-hours and GPU-hours, before anything is submitted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs.pack import by_walk, combinations
+from jobs.spec import Study
+from slurm.cost import CostModel, Estimate, Work, job_seconds
+from slurm.resources import Resources
+from sparsehpc.core.errors import UserError
+from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.spec import Cell
+from sparsehpc.models.snapshot import structure_of
+
+#: Runs beside this one, and rows of each, that are read to learn how long cells take.
+_RUNS, _ROWS = 20, 20_000
+_COSTS = (
+    "cell_id",
+    "model",
+    "dtype",
+    "device",
+    "method",
+    "variant",
+    "load_s",
+    "dense_s",
+    "prune_s",
+    "encode_s",
+    "evaluate_s",
+)
+_PLAN = ("cell_id", "evaluation_windows", "evaluation_window_tokens")
+
+
+class Prices:
+    """Estimates for the cells of a study.
+
+    Parameters
+    ----------
+    resources
+        Resource classes by name.
+    parameters
+        Number of parameters by model and revision.
+    model
+        The cost model.
+    """
+
+    def __init__(
+        self, resources: Mapping[str, Resources], parameters: Mapping[tuple[str, str | None], int], model: CostModel
+    ) -> None:
+        self.resources, self.parameters, self.model = resources, parameters, model
+        self._known: dict[tuple[object, ...], Estimate] = {}
+
+    def estimate(self, cell: Cell) -> Estimate:
+        """Estimate one cell."""
+        axes = (cell.model, cell.dtype, cell.resource, cell.variant, cell.evaluation)
+        key = (*axes, cell.pruning.method, cell.pruning.calibration)
+        if key not in self._known:
+            evaluation, calibration = cell.evaluation, cell.pruning.calibration
+            self._known[key] = self.model.estimate(
+                Work(
+                    model=cell.model,
+                    dtype=cell.dtype,
+                    device=cell.device,
+                    method=cell.pruning.method,
+                    variant=cell.variant,
+                    cores=self.resources[cell.resource].cpus,
+                    parameters=self.parameters[cell.model, cell.revision],
+                    evaluation_tokens=evaluation.windows * evaluation.window_tokens,
+                    calibration_tokens=calibration.windows * calibration.window_tokens if calibration else 0,
+                )
+            )
+        return self._known[key]
+
+    def seconds(self, cells: Sequence[Cell]) -> float:
+        """Seconds of a job of cells that share a pass over the model."""
+        return job_seconds((cell.pruning, self.estimate(cell)) for cell in cells)
+
+    def packs(self, cells: Sequence[Cell], target_s: float, most: int) -> list[tuple[Cell, ...]]:
+        """Jobs of about ``target_s`` seconds and at most ``most`` cells; order is kept.
+
+        Cells of one combination stay together as long as they fit: they share the pruning.
+        """
+        jobs: list[tuple[Cell, ...]] = []
+        for group in by_walk(cells):
+            job: list[Cell] = []
+            spent = 0.0
+            for combination in combinations(group):
+                for part in self._parts(combination, target_s, most):
+                    more = self.seconds(part) - (self.seconds(part[:0]) + self.estimate(part[0]).walk_s if job else 0.0)
+                    if job and (len(job) + len(part) > most or spent + more > target_s):
+                        jobs.append(tuple(job))
+                        job, spent, more = [], 0.0, self.seconds(part)
+                    job += part
+                    spent += more
+            if job:
+                jobs.append(tuple(job))
+        return jobs
+
+    def _parts(self, cells: Sequence[Cell], target_s: float, most: int) -> Iterator[Sequence[Cell]]:
+        """A combination in as few parts as keep to the target; a single cell is never too long."""
+        part: list[Cell] = []
+        for cell in cells:
+            if part and (len(part) == most or self.seconds([*part, cell]) > target_s):
+                yield part
+                part = []
+            part.append(cell)
+        yield part
+
+
+def load_prices(study: Study, run: RunFolder) -> Prices:
+    """Prices from the ``costs`` tables of this run and of the runs beside it."""
+    history = _history(run)  # before the folder changes: the run's path may be relative
+    with contextlib.chdir(study.path.parent):
+        sizes = {(m.id, m.revision): structure_of(m.id, m.revision).params_total for m in study.models}
+    return Prices(study.resources, sizes, CostModel(history))
+
+
+def _history(run: RunFolder) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for folder in _runs(run):
+        with contextlib.suppress(OSError, ValueError, KeyError, UserError):
+            costs = pq.read_table(folder.tables / "costs.parquet", columns=list(_COSTS)).slice(0, _ROWS)
+            plan = pq.read_table(folder.plan, columns=list(_PLAN))
+            rows += costs.join(plan, keys="cell_id", join_type="inner").to_pylist()
+    return rows
+
+
+def _runs(run: RunFolder) -> list[RunFolder]:
+    """Find this run and the latest ones in the same folder that have a costs table."""
+    found: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError):
+        for folder in run.root.absolute().parent.iterdir():
+            with contextlib.suppress(OSError):
+                found.append(((folder / "tables" / "costs.parquet").stat().st_mtime, folder))
+    return [RunFolder(folder) for _, folder in sorted(found, reverse=True)[:_RUNS]]
