@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,9 @@ def write_shard(folder: CellFolder, row: Mapping[str, Any], rows: Sequence[Measu
     rows
         The measurements.
     """
+    for path in (folder.measurements, folder.row):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)  # whatever made it, it stands where the shard belongs and no file can replace it
     table = measurements_table(str(row["cell_id"]), rows)
     write_atomically(folder.measurements, lambda path: pq.write_table(table, path, compression="zstd"))
     values = dict(row)
