@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from jobs.inputs import Inputs
 from jobs.pack import by_walk, combinations
 from jobs.spec import Study
 from slurm.cost import CostModel, Estimate, Work, job_seconds
@@ -118,6 +119,13 @@ def load_prices(study: Study, run: RunFolder) -> Prices:
     with contextlib.chdir(study.path.parent):
         sizes = {(m.id, m.revision): structure_of(m.id, m.revision).params_total for m in study.models}
     return Prices(study.resources, sizes, CostModel(history))
+
+
+def run_prices(run: RunFolder, inputs: Inputs, cells: Iterable[Cell]) -> Prices:
+    """Prices for an existing run, whose models are known by their snapshots."""
+    first = {(cell.model, cell.revision): cell for cell in cells}
+    sizes = {key: inputs.snapshot(cell).structure.params_total for key, cell in first.items()}
+    return Prices({name: inputs.resource(name) for name in inputs.resources}, sizes, CostModel(_history(run)))
 
 
 def _history(run: RunFolder) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The state of a run from its files."""
+"""The state of a run: every planned cell, by class and by cause, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,25 +7,37 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from aggregate.scan import STATES, Coverage, scan
+import pyarrow.parquet as pq
+
+from jobs.fates import STATES, Fate, find_fates
+from jobs.usage import Usage, usage
+from slurm.task import CHANGED
+from slurm.track import Tracker
+from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder
 from sparsehpc.core.spec import Cell
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Status:
-    """Cells of a run and the state of each.
+    """Cells of a run and where each stands.
 
     Parameters
     ----------
     run
         The run folder.
-    coverage
-        The plan beside the state of every shard.
+    plan
+        Columns ``cell_id, resource, model, spec`` of the plan.
+    fates
+        By cell id, in plan order.
+    tracker
+        Submissions, and the scheduler's answer.
     """
 
     run: RunFolder
-    coverage: Coverage
+    plan: dict[str, list[str]]
+    fates: dict[str, Fate]
+    tracker: Tracker
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -33,63 +45,90 @@ class Status:
         return ("class", "model", "planned", *STATES)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """``expected`` and the number of cells in each state."""
+        found = Counter(fate.state for fate in self.fates.values())
+        return {"expected": len(self.fates), **{state: found[state] for state in STATES}}
+
+    @property
     def causes(self) -> Counter[str]:
         """Failed cells by cause."""
-        return Counter(state.cause for state in self.coverage.states if state.state == "failed")
+        return Counter(fate.cause for fate in self.fates.values() if fate.state == "failed")
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What a reader has to know."""
+        changed = sum((item.folder(self.run) / CHANGED).exists() for item in self.tracker.submissions)
+        if not changed:
+            return self.tracker.problems
+        words = f"{changed} submission{'s' * (changed != 1)} ran code that was changed after it was submitted"
+        return (*self.tracker.problems, f"{words}: provenance of the cells names it")
 
     def class_rows(self) -> list[tuple[object, ...]]:
         """One row per resource class and model, and one for all."""
-        columns = (self.coverage.plan[name].to_pylist() for name in ("resource", "model"))
         groups: dict[tuple[str, str], Counter[str]] = {}
-        for resource, model, state in zip(*columns, self.coverage.states, strict=True):
-            groups.setdefault((resource, model), Counter())[state.state] += 1
+        for resource, model, fate in zip(self.plan["resource"], self.plan["model"], self.fates.values(), strict=True):
+            groups.setdefault((resource, model), Counter())[fate.state] += 1
         rows: list[tuple[object, ...]] = [
             (*names, counts.total(), *(counts[state] for state in STATES)) for names, counts in groups.items()
         ]
-        counts = self.coverage.counts
+        counts = self.counts
         return [*rows, ("all", "", counts["expected"], *(counts[state] for state in STATES))]
 
     def cell_rows(self, *, only_failed: bool) -> list[tuple[str, str, str, str]]:
-        """One row per cell: id, state, what it is, why it failed (first line)."""
+        """One row per cell: id, state, what it is, why (first line)."""
         return [
-            (cell_id, f"{state.state} {state.cause}".strip(), Cell.from_json(spec).label(), _first_line(state.reason))
-            for cell_id, spec, state in zip(
-                self.coverage.cell_ids, self.coverage.plan["spec"].to_pylist(), self.coverage.states, strict=True
-            )
-            if not only_failed or state.state in ("failed", "damaged")
+            (cell_id, f"{fate.state} {fate.cause}".strip(), Cell.from_json(spec).label(), _first_line(fate.reason))
+            for (cell_id, fate), spec in zip(self.fates.items(), self.plan["spec"], strict=True)
+            if not only_failed or fate.state in ("failed", "damaged")
         ]
+
+    def usage(self) -> list[Usage]:
+        """Asked against used, by class, as far as accounting knows."""
+        return usage(self.tracker)
 
     def next_command(self, named: Path) -> str:
         """What a person does next."""
-        counts = self.coverage.counts
+        counts = self.counts
         if counts["done"] == counts["expected"]:
             page = self.run.report / "index.html"
             return f"read {page}" if page.exists() else f"sparsehpc aggregate {named}, then sparsehpc report {named}"
+        if counts["running"] or counts["queued"] or counts["unclear"]:
+            return f"sparsehpc status {named} --watch; tables of what is there: sparsehpc aggregate {named}"
+        sent = bool(self.tracker.submissions)
         if counts["failed"] or counts["damaged"]:
-            return (
-                f"sparsehpc status {named} --failed says why; running or submitting the study again does what is left"
-            )
-        return "run or submit the study again: it does what is left"
+            if sent:
+                return f"sparsehpc status {named} --failed says why; sparsehpc retry {named} sends them again"
+            return f"sparsehpc status {named} --failed says why; running the study again does what is left"
+        return f"{'submit' if sent else 'run or submit'} the study again: it does what is left"
 
     def as_json(self, *, with_cells: bool) -> dict[str, Any]:
         """The same for programs."""
         value: dict[str, Any] = {
             "run": str(self.run.root),
-            "cells": self.coverage.counts,
+            "cells": self.counts,
             "failed_by_cause": dict(self.causes),
             "classes": [dict(zip(self.headings, row, strict=True)) for row in self.class_rows()[:-1]],
+            "usage": [dataclasses.asdict(entry) for entry in self.usage()],
+            "problems": list(self.problems),
         }
         if with_cells:
             value["states"] = {
-                cell_id: {"state": state.state, "cause": state.cause, "reason": state.reason}
-                for cell_id, state in zip(self.coverage.cell_ids, self.coverage.states, strict=True)
+                cell_id: {"state": fate.state, "cause": fate.cause, "reason": fate.reason}
+                for cell_id, fate in self.fates.items()
             }
         return value
 
 
-def run_status(run: RunFolder) -> Status:
-    """Look at every planned cell's files."""
-    return Status(run, scan(run))
+def run_status(run: RunFolder, *, fresh: bool = False, verify: bool = False) -> Status:
+    """Look at every planned cell: files first, then at most one question to squeue and one to sacct."""
+    columns = ["cell_id", "resource", "model", "spec"]
+    try:
+        plan = pq.read_table(run.plan, columns=columns, memory_map=False).to_pydict()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the plan {run.plan} cannot be read: {error}") from error
+    fates, tracker = find_fates(run, plan["cell_id"], fresh=fresh, verify=verify)
+    return Status(run, plan, fates, tracker)
 
 
 def _first_line(text: str) -> str:

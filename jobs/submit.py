@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
@@ -62,11 +62,14 @@ class Array:
         Cells of each task.
     minutes
         Estimated minutes of all tasks together.
+    exclude
+        Nodes to leave out.
     """
 
     resources: Resources
     tasks: tuple[tuple[Cell, ...], ...]
     minutes: float
+    exclude: str = ""
 
     @property
     def cells(self) -> int:
@@ -155,10 +158,9 @@ def propose(
         queued, failed = _sent(tracker)
         problems = tracker.problems if ask_cluster else ()
     waiting = [cell for cell in unfinished if cell.cell_id not in queued and cell.cell_id not in failed]
-    limits = read_limits(accounting=profile.limits.accounting) if ask_cluster else ClusterLimits()
-    slots = free_slots(profile.limits, limits, (tasks_in_queue() or 0) if ask_cluster else 0)
+    limits, slots = room(profile) if ask_cluster else (ClusterLimits(), None)
     prices = load_prices(study, run)
-    arrays, later = make_arrays(waiting, study, profile, limits, slots, prices, pack=pack)
+    arrays, later = make_arrays(waiting, study.resources, profile, limits, slots, prices, pack=pack)
     open_ids = {cell.cell_id for cell in unfinished}
     return Proposal(
         run=run,
@@ -171,21 +173,28 @@ def propose(
     )
 
 
+def room(profile: Profile) -> tuple[ClusterLimits, int | None]:
+    """Live limits, and how many tasks may be submitted now; None: no limit is known."""
+    limits = read_limits(accounting=profile.limits.accounting)
+    return limits, free_slots(profile.limits, limits, tasks_in_queue() or 0)
+
+
 def make_arrays(
     cells: Sequence[Cell],
-    study: Study,
+    classes: Mapping[str, Resources],
     profile: Profile,
     limits: ClusterLimits,
     slots: int | None,
     prices: Prices,
     *,
     pack: int | None = None,
+    exclude: str = "",
 ) -> tuple[list[Array], int]:
     """Cells in jobs, jobs in arrays, and how many cells have to wait until there is room in the queue."""
     arrays: list[Array] = []
     later = 0
     for name in dict.fromkeys(cell.resource for cell in cells):
-        resources = asked_for(study.resources[name], profile)
+        resources = asked_for(classes[name], profile)
         own = [cell for cell in cells if cell.resource == name]
         target_s = 60 * min(profile.limits.minutes_per_job, resources.minutes / HEADROOM)
         jobs = prices.packs(own, float("inf") if pack else target_s, pack or CELLS_A_JOB)
@@ -193,7 +202,7 @@ def make_arrays(
         slots = None if slots is None else slots - len(now)
         later += sum(map(len, jobs[len(now) :]))
         arrays += [
-            Array(resources, tuple(part), sum(map(prices.seconds, part)) / 60)
+            Array(resources, tuple(part), sum(map(prices.seconds, part)) / 60, exclude)
             for part in split(now, array_tasks(profile.limits, limits))
         ]
     return arrays, later
@@ -281,7 +290,8 @@ def _send_array(
         tasks=ids,
         code_digest=code_digest(),
     )
-    executor = ClusterExecutor(submission.folder(run), array.resources, profile, submission.job_name)
+    cluster = profile.excluding(array.exclude)
+    executor = ClusterExecutor(submission.folder(run), array.resources, cluster, submission.job_name)
     script = executor.prepare([DelayedSubmission(CellJob(str(run.root), task)) for task in ids])
     return send(run, submission, script, queue, profile.limits, report)
 
@@ -315,7 +325,9 @@ def send_aggregation(
 def script_of(array: Array, profile: Profile, run: RunFolder, number: int) -> str:
     """Exact script of an array, but for the submission's own name, which a dry run does not know."""
     name = f"{run.root.name}-{number}"
-    return sbatch_text(profile, array.resources, run.submissions / f"{number}", len(array.tasks), name)
+    return sbatch_text(
+        profile.excluding(array.exclude), array.resources, run.submissions / f"{number}", len(array.tasks), name
+    )
 
 
 def class_totals(arrays: Sequence[Array]) -> list[tuple[object, ...]]:

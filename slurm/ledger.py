@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slurm.sbatch import job_name
+from slurm.task import LEDGER
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import write_text
 from sparsehpc.core.layout import RunFolder, check_cell_id
@@ -27,7 +28,6 @@ Purpose = Literal["cells", "aggregate", "probe"]
 #: ``accepted``: the scheduler has it; ``refused``: it never had it; ``open``: not known yet.
 Fate = Literal["accepted", "refused", "open"]
 
-LEDGER = "ledger.json"
 JOB = "job.json"
 _ID = re.compile(r"\d{8}T\d{6}\d{6}-[0-9a-f]{6}")
 #: Fields of `Submission` that ``job.json`` holds.

@@ -230,6 +230,17 @@ class Profile(BaseModel):
                 values.update({key: getattr(override, key) for key in override.model_fields_set})
         return Job(**values)
 
+    def excluding(self, nodes: str) -> Profile:
+        """Return the same profile with further nodes left out of every job."""
+        if not nodes:
+            return self
+
+        def add(job: Job) -> Job:
+            return job.model_copy(update={"exclude": ",".join(filter(None, (job.exclude, nodes)))})
+
+        classes = {k: add(job) if "exclude" in job.model_fields_set else job for k, job in self.classes.items()}
+        return self.model_copy(update={"job": add(self.job), "classes": classes})
+
 
 def user_folder() -> Path:
     """Where a user's own profiles lie."""

@@ -7,6 +7,7 @@ are the state, no pickle written on a node is ever read back.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import stat
@@ -17,10 +18,15 @@ from typing import Any
 
 from slurm.node import node_local_folders
 from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.files import write_text
+from sparsehpc.core.provenance import code_digest
 
 PAYLOAD = "payload.pkl"
 #: Begins the line that every attempt writes to stderr first.
 MARK = "sparsehpc task"
+#: Written beside the ledger by tasks that found other code than was submitted.
+CHANGED = "code_changed.json"
+LEDGER = "ledger.json"
 
 
 def read_payload(folder: Path) -> list[Any]:
@@ -64,6 +70,7 @@ def run(folder: Path) -> None:
         leftover.unlink(missing_ok=True)  # of an attempt killed while it wrote; submitit would stop at it
     # Logs of restarts follow each other in one file; the last mark is where this attempt begins.
     sys.stderr.write(f"{MARK} {environment.job_id} on {environment.hostname}, restart {restarts}\n")
+    _note_changed_code(folder)
     environment._handle_signals(paths, call)
     try:
         outcome = ("success", call.result())
@@ -73,6 +80,17 @@ def run(folder: Path) -> None:
         raise
     with utils.temporary_save_path(paths.result_pickle) as temporary:
         utils.cloudpickle_dump(outcome, temporary)
+
+
+def _note_changed_code(folder: Path) -> None:
+    """Say and record where the project's code is not what it was at submission; the cells' rows name it, too."""
+    try:
+        submitted = str(json.loads((folder / LEDGER).read_text(encoding="utf-8"))["code_digest"])
+    except (OSError, ValueError, KeyError):
+        return  # an executor used by hand keeps no ledger
+    if submitted and submitted != code_digest():
+        sys.stderr.write("warning: the project's code was changed after this job was submitted\n")
+        write_text(folder / CHANGED, json.dumps({"submitted": submitted, "started": code_digest()}) + "\n")
 
 
 def main() -> None:

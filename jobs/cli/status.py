@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli import app
-from jobs.cli._output import Json, Run, echo, echo_json, table
+from jobs.cli._output import Json, Run, echo, echo_json, on_terminal, table
+
+if TYPE_CHECKING:
+    from jobs.status import Status
 
 
 @app.command()
@@ -17,20 +23,57 @@ def status(
     failed: Annotated[
         bool, typer.Option("--failed", help="List the cells that failed or are damaged, with why.")
     ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its digests.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every minute until nothing waits or runs.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Say what is done, failed, damaged and missing, and what to do next. Reads files only."""
+    """Say what is done, on its way, failed (and why), damaged and missing, and what to do next.
+
+    Files first; then squeue and sacct are asked at most once a minute, and what they cannot say is no error.
+    """
     from jobs.folder import existing_run
     from jobs.status import run_status
 
-    found = run_status(existing_run(run))
-    if json:
-        echo_json(found.as_json(with_cells=cells or failed))
-        return
-    table(found.headings, found.class_rows())
+    folder = existing_run(run)
+    while True:
+        found = run_status(folder, verify=verify)
+        if json:
+            echo_json(found.as_json(with_cells=cells or failed))
+        else:
+            if watch and on_terminal():
+                echo("\033[2J\033[H")
+            _show(found, run, cells=cells, failed=failed)
+        counts = found.counts
+        if not watch or not (counts["running"] or counts["queued"] or counts["unclear"]):
+            return
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _show(found: Status, run: Path, *, cells: bool, failed: bool) -> None:
+    counts = found.counts
+    # Columns where there is nothing to see only make the line long.
+    shown = [n for n, name in enumerate(found.headings) if name != "unclear" or counts["unclear"]]
+    table([found.headings[n] for n in shown], [[row[n] for n in shown] for row in found.class_rows()])
+    for problem in found.problems:
+        echo(f"note: {problem}")
+    if found.causes:
+        echo("failed: " + ", ".join(f"{count} {cause}" for cause, count in sorted(found.causes.items())))
+    if used := found.usage():
+        echo()
+        headings = ("class", "jobs ended", "GiB asked", "GiB used", "minutes asked", "longest", "median", "next time")
+        table(
+            headings,
+            [
+                (*dataclasses.astuple(entry)[:3], entry.memory_used_gib or "-", *dataclasses.astuple(entry)[4:])
+                for entry in used
+            ],
+        )
     if cells or failed:
         echo()
         table(("cell", "state", "what", "why"), found.cell_rows(only_failed=not cells))
-    elif found.causes:
-        echo("failed: " + ", ".join(f"{count} {cause}" for cause, count in sorted(found.causes.items())))
     echo(f"next: {found.next_command(run)}")
