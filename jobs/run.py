@@ -63,6 +63,7 @@ def run_study(
     out: Path | None = None,
     side_by_side: int = 1,
     cells_a_job: int = CELLS_A_JOB,
+    summary: bool = True,
     quiet: bool = False,
 ) -> Outcome:
     """Run a study on this machine; what is done already is not done again.
@@ -79,6 +80,8 @@ def run_study(
         Processes at a time.
     cells_a_job
         Cells that share one pass over a model.
+    summary
+        Write tables, figures and report at the end.
     quiet
         No progress.
 
@@ -98,7 +101,7 @@ def run_study(
                 run_in_process(run, inputs, jobs, reporter)
             else:
                 run_in_processes(run, inputs, jobs, reporter, side_by_side)
-        if unfinished or not (run.report / "index.html").exists():
+        if summary and (unfinished or not (run.report / "index.html").exists()):
             reporter.stage("tables, figures and report")
             summarise(run)
     states = Counter(shard_state(run.cell(cell.cell_id), cell.cell_id, verify=False).state for cell in plan.cells)

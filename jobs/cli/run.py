@@ -28,6 +28,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
     pack: Annotated[int, typer.Option(min=1, help="Cells that share one pass over a model.")] = 16,
+    summary: Annotated[
+        bool, typer.Option("--report/--no-report", help="Tables, figures and report at the end.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Run a study on this machine, and write tables, figures and a report.
@@ -39,7 +42,13 @@ def run(
 
     try:
         outcome = run_study(
-            find_study(study), executor=executor.value, out=out, side_by_side=jobs, cells_a_job=pack, quiet=json
+            find_study(study),
+            executor=executor.value,
+            out=out,
+            side_by_side=jobs,
+            cells_a_job=pack,
+            summary=summary,
+            quiet=json,
         )
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; finished cells are kept: sparsehpc run {study} goes on", err=True)
@@ -47,7 +56,12 @@ def run(
     report = outcome.run.report / "index.html"
     if json:
         echo_json(
-            {"run": str(outcome.run.root), "cells": outcome.states, "computed": outcome.computed, "report": str(report)}
+            {
+                "run": str(outcome.run.root),
+                "cells": outcome.states,
+                "computed": outcome.computed,
+                "report": str(report) if report.exists() else None,
+            }
         )
     else:
         total = sum(outcome.states.values())
@@ -57,7 +71,8 @@ def run(
             echo(
                 ", ".join(f"{count} {state}" for state, count in sorted(outcome.states.items())) + f" of {total} cells"
             )
-        echo(f"report: {report}")
+        if report.exists():
+            echo(f"report: {report}")
     if not outcome.complete:
         typer.echo(f"sparsehpc status {outcome.run.root} says what failed and why", err=True)
         raise typer.Exit(1)

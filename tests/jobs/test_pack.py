@@ -1,0 +1,50 @@
+"""Packing: every cell in exactly one job, jobs share a walk, combinations stay together."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.pack import by_walk, packs
+from sparsehpc.core.spec import Cell, Pruning, Windows
+
+WINDOWS = Windows(corpus="samples", windows=1, window_tokens=8)
+
+
+def cell(model: str, sparsity: str, variant: str) -> Cell:
+    return Cell(
+        model=model, pruning=Pruning(method="magnitude", sparsity=sparsity), variant=variant, evaluation=WINDOWS
+    )
+
+
+cells_strategy = st.lists(
+    st.builds(cell, st.sampled_from("ab"), st.sampled_from(["0.1", "0.2", "0.3"]), st.sampled_from(["masked", "csr"])),
+    unique=True,
+)
+
+
+@given(cells_strategy, st.integers(1, 7))
+def test_every_cell_is_in_one_job_of_one_walk(cells: list[Cell], size: int) -> None:
+    jobs = packs(cells, size)
+    assert sorted(c.cell_id for job in jobs for c in job) == sorted(c.cell_id for c in cells)
+    for job in jobs:
+        assert 1 <= len(job) <= size
+        assert len({c.walk_key for c in job}) == 1
+
+
+@given(cells_strategy, st.integers(2, 7))
+def test_a_combination_is_split_only_where_it_does_not_fit(cells: list[Cell], size: int) -> None:
+    homes: dict[object, set[int]] = {}
+    for number, job in enumerate(packs(cells, size)):
+        for c in job:
+            homes.setdefault((c.model, c.pruning), set()).add(number)
+    assert all(len(numbers) == 1 for numbers in homes.values())
+
+
+def test_one_cell_a_job_and_all_in_one() -> None:
+    cells = [cell("a", "0.1", "masked"), cell("a", "0.1", "csr"), cell("a", "0.2", "masked"), cell("b", "0.1", "csr")]
+    assert packs(cells, 1) == [(c,) for c in cells]
+    assert packs(cells, 100) == [tuple(cells[:3]), tuple(cells[3:])]
+    assert packs(cells, 2) == [tuple(cells[:2]), tuple(cells[2:3]), tuple(cells[3:])]
+    assert by_walk(cells) == packs(cells, 100)
+    assert packs([], 3) == []
