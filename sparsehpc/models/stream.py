@@ -62,7 +62,8 @@ class StoredLinear(nn.Module):
         super().__init__()
         self.name = name
         self.stored: Stored | None = None
-        self.bias: nn.Parameter | None = None
+        # Registered, not assigned: a plain attribute would hide the parameter that is filled in later.
+        self.register_parameter("bias", None)
         self.observer: Observer | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
