@@ -19,17 +19,18 @@ DAMPING_FACTOR: Final = 10.0
 #: ... until it would exceed this share of the mean diagonal.
 DAMPING_LIMIT: Final = 10.0
 
-_BLOCK: Final = 256
-
 
 @dataclass(frozen=True, slots=True)
-class InverseFactor:
-    """Upper triangular U with U^T U = (H + damping)^-1.
+class Factor:
+    """Upper triangular R with R R^T = H + damping.
+
+    Its inverse U is the upper Cholesky factor of the inverse Hessian that SparseGPT sweeps with, U^T U = (R R^T)^-1,
+    and a diagonal block of U is the inverse of the same block of R: the whole of U is never needed.
 
     Parameters
     ----------
     upper
-        U, float64.
+        R, float64.
     damping
         Share of the mean diagonal that was added.
     raised
@@ -61,11 +62,10 @@ def prepare(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     return ready, dead, mean
 
 
-def inverse_factor(hessian: torch.Tensor, damping: float, name: str) -> InverseFactor:
-    """Factor the inverse of a damped Hessian; where that fails, damping rises in steps and the result says so.
+def factor(hessian: torch.Tensor, damping: float, name: str) -> Factor:
+    """Factor a damped Hessian; where that fails, damping rises in steps and the result says so.
 
-    One Cholesky of the reversed matrix and one triangular inverse, half of the published Cholesky, inverse, Cholesky:
-    with J the reversal, J H J = L L^T gives H = (J L J)(J L J)^T, so U = (J L J)^-1 = J L^-1 J.
+    With J the reversal of order and J H J = L L^T, R is J L J.
 
     Parameters
     ----------
@@ -82,36 +82,17 @@ def inverse_factor(hessian: torch.Tensor, damping: float, name: str) -> InverseF
         If no damping up to `DAMPING_LIMIT` makes the matrix positive definite.
     """
     ready, dead, mean = prepare(hessian)
+    ready = ready.flip(0, 1)
     base = ready.diagonal().clone()
     share, raised = damping, 0
     while share <= max(DAMPING_LIMIT, damping):
         ready.diagonal().copy_(base + share * mean)
-        lower, failed = torch.linalg.cholesky_ex(ready.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(ready)
         if not int(failed):
-            return InverseFactor(_invert_lower(lower).flip(0, 1), share, raised, dead)
+            return Factor(lower.flip(0, 1), share, raised, dead)
         share = share * DAMPING_FACTOR if share else 1e-4
         raised += 1
     raise CellError(f"the inputs of {name} have no usable Hessian: Cholesky fails up to a damping of {DAMPING_LIMIT:g}")
-
-
-def _invert_lower(lower: torch.Tensor) -> torch.Tensor:
-    """Inverse of a lower triangular matrix by halves: nearly all work is matrix products."""
-    inverse = torch.zeros_like(lower)
-
-    def invert(start: int, stop: int) -> None:
-        if stop - start <= _BLOCK:
-            eye = torch.eye(stop - start, dtype=lower.dtype, device=lower.device)
-            block = lower[start:stop, start:stop]
-            inverse[start:stop, start:stop] = torch.linalg.solve_triangular(block, eye, upper=False)
-            return
-        middle = (start + stop) // 2
-        invert(start, middle)
-        invert(middle, stop)
-        left = inverse[middle:stop, middle:stop] @ lower[middle:stop, start:middle]
-        inverse[middle:stop, start:middle] = (left @ inverse[start:middle, start:middle]).neg_()
-
-    invert(0, lower.shape[0])
-    return inverse
 
 
 @dataclass(frozen=True, slots=True)

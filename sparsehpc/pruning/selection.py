@@ -27,15 +27,17 @@ from sparsehpc.pruning.patterns import Pattern, removed_count
 
 TieRule = Literal["index", "threshold"]
 
-#: Weights looked at together: small enough for the temporaries to stay in cache.
-CHUNK: Final = 1 << 18
+#: Weights looked at together: small enough for the temporaries to stay in cache. Counting runs in numpy, on one
+#: thread: it is bound by memory, and many short parallel regions crawl on a processor that others use too.
+CHUNK: Final = 1 << 19
 
 _RANKED: Final = (torch.float32, torch.float16, torch.bfloat16)
 _UPPER_BINS: Final = 1 << 15
 _LOWER_BITS: Final = 16
 _LOWER_BINS: Final = 1 << _LOWER_BITS
 _LOWER_MASK: Final = _LOWER_BINS - 1
-_MAGNITUDE_MASK: Final = 0x7FFFFFFF
+_MAGNITUDE_MASK: Final = np.int32(0x7FFFFFFF)
+_BFLOAT16_MASK: Final = np.int32(0x7FFF)
 _INFINITY: Final = 0x7F800000
 #: Score of a weight that is zero already: below every other, so that it always counts first.
 ALREADY_ZERO: Final = -1.0
@@ -48,14 +50,17 @@ def check_weight(weight: torch.Tensor, name: str) -> None:
         raise CellError(f"{name} holds {count} NaN of {weight.numel()} weights; they cannot be ranked")
 
 
-def magnitude_keys(weight: torch.Tensor) -> torch.Tensor:
-    """Order magnitudes as integers: the float32 bit pattern without its sign, int32, any shape.
+def magnitude_keys(weight: torch.Tensor) -> NDArray[np.int32]:
+    """Order magnitudes as integers: the float32 bit pattern without its sign, flat.
 
-    0.0 and -0.0 have the key 0. Weights are float32, float16 or bfloat16.
+    0.0 and -0.0 have the key 0. Weights are float32, float16 or bfloat16, of any shape, on any device.
     """
     if weight.dtype not in _RANKED:
         raise TypeError(f"weights of {weight.dtype} cannot be ranked; legal: {', '.join(map(str, _RANKED))}")
-    return weight.detach().float().contiguous().view(torch.int32) & _MAGNITUDE_MASK
+    flat = weight.detach().reshape(-1).cpu()
+    if weight.dtype == torch.bfloat16:  # the upper half of the float32 it stands for
+        return (flat.view(torch.int16).numpy().astype(np.int32) & _BFLOAT16_MASK) << _LOWER_BITS
+    return np.bitwise_and(flat.numpy().astype(np.float32, copy=False).view(np.int32), _MAGNITUDE_MASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +87,16 @@ class Cut:
 
     def mask(self, weight: torch.Tensor, index: int) -> torch.Tensor:
         """Which weights of the tensor at position ``index`` go (bool, shape of ``weight``)."""
-        mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
-        flat = mask.view(-1)
+        mask = np.empty(weight.numel(), dtype=np.bool_)
         # Below the threshold everything goes; at it, only up to the boundary.
-        limit = self.threshold if index < self.boundary else self.threshold - 1
+        limit = np.int32(self.threshold if index < self.boundary else self.threshold - 1)
         position = 0
         for keys in _chunks(weight):
-            torch.le(keys, limit, out=flat[position : position + keys.numel()])
-            position += keys.numel()
+            np.less_equal(keys, limit, out=mask[position : position + keys.size])
+            position += keys.size
         if index == self.boundary and self.boundary_ties:
-            flat[_first_equal(weight, self.threshold, self.boundary_ties)] = True
-        return mask
+            mask[_first_equal(weight, self.threshold, self.boundary_ties)] = True
+        return torch.from_numpy(mask).view(weight.shape).to(weight.device)
 
 
 def find_cuts(
@@ -171,47 +175,45 @@ def _cut(
     return Cut(threshold, boundary, quota - (reached_ties[boundary] - ties[boundary]), count)
 
 
-def _chunks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+def _chunks(weight: torch.Tensor) -> Iterator[NDArray[np.int32]]:
     """Keys of a tensor, flat, `CHUNK` at a time."""
     for piece in torch.split(weight.detach().reshape(-1), CHUNK):
         yield magnitude_keys(piece)
 
 
 def _count_upper(weight: torch.Tensor, name: str) -> NDArray[np.int64]:
-    counts = torch.zeros(_UPPER_BINS, dtype=torch.int64, device=weight.device)
+    counts = np.zeros(_UPPER_BINS, dtype=np.int64)
     for keys in _chunks(weight):
-        counts += torch.bincount(keys >> _LOWER_BITS, minlength=_UPPER_BINS)
-    if bool(counts[_INFINITY >> _LOWER_BITS :].any()):  # infinities and NaN share these bins
+        keys >>= _LOWER_BITS
+        counts += np.bincount(keys.astype(np.intp), minlength=_UPPER_BINS)
+    if counts[_INFINITY >> _LOWER_BITS :].any():  # infinities and NaN share these bins
         check_weight(weight, name)
-    found: NDArray[np.int64] = counts.cpu().numpy()
-    return found
+    return counts
 
 
 def _count_lower(weight: torch.Tensor, upper: Sequence[int]) -> dict[int, NDArray[np.int64]]:
     counts = {index: np.zeros(_LOWER_BINS, dtype=np.int64) for index in upper}
     for keys in _chunks(weight):
-        bins = (keys >> _LOWER_BITS).cpu().numpy()
-        low = (keys & _LOWER_MASK).cpu().numpy()
+        bins = keys >> _LOWER_BITS
         for index, histogram in counts.items():
-            inside = low[np.flatnonzero(bins == index)]
+            inside = keys[np.flatnonzero(bins == np.int32(index))] & _LOWER_MASK
             if inside.size:
                 histogram += np.bincount(inside, minlength=_LOWER_BINS)
     return counts
 
 
-def _first_equal(weight: torch.Tensor, key: int, count: int) -> torch.Tensor:
+def _first_equal(weight: torch.Tensor, key: int, count: int) -> NDArray[np.int64]:
     """Flat indices of the first ``count`` weights whose key is ``key``."""
-    found: list[torch.Tensor] = []
-    position = missing = 0
-    missing = count
+    found: list[NDArray[np.int64]] = []
+    position, missing = 0, count
     for keys in _chunks(weight):
-        indices = (keys == key).nonzero().view(-1)[:missing] + position
-        found.append(indices)
-        missing -= indices.numel()
-        position += keys.numel()
+        indices = np.flatnonzero(keys == np.int32(key))[:missing]
+        found.append(indices + position)
+        missing -= indices.size
+        position += keys.size
         if not missing:
             break
-    return torch.cat(found)
+    return np.concatenate(found)
 
 
 def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:

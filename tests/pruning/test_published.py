@@ -13,7 +13,7 @@ from sparsehpc.core.errors import CellError, UserError
 from sparsehpc.core.spec import Calibration, Pruning
 from sparsehpc.models.structure import Parameter
 from sparsehpc.pruning.base import Pruned, Site, make_method
-from sparsehpc.pruning.least_squares import fit_on_support, inverse_factor, prepare, relative_error
+from sparsehpc.pruning.least_squares import factor, fit_on_support, prepare, relative_error
 from sparsehpc.pruning.refit import RIDGE, refit
 from sparsehpc.pruning.statistics import collector
 
@@ -133,7 +133,7 @@ def test_sparsegpt_keep_n_of_m_equals_the_published_sweep(pattern):
     ours, theirs = (published.output_error(weight, w, hessian) for w in (pruned, expected))
     assert ours == pytest.approx(theirs, rel=1e-3)
     # The groups rank by weights that earlier columns have changed already.
-    stale = weight.double() ** 2 / inverse_factor(hessian, 0.01, "w").upper.diagonal() ** 2
+    stale = weight.double() ** 2 * factor(hessian, 0.01, "w").upper.diagonal() ** 2
     from sparsehpc.pruning.selection import lowest_in_groups
 
     assert int(((pruned == 0) != lowest_in_groups(stale, keep, of)).sum()) > 50
@@ -247,13 +247,18 @@ def test_fit_on_support_solves_the_normal_equations():
 # -- what goes wrong ----------------------------------------------------------------------------------------------
 
 
-def test_inverse_factor_is_the_published_one():
-    _, x = problem(columns=600, tokens=900)
+def test_the_inverse_of_the_factor_is_the_published_one():
+    _, x = problem(columns=300, tokens=900)
     hessian = x.double().T @ x.double()
-    found = inverse_factor(hessian, 0.01, "w")
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(600)
+    found = factor(hessian, 0.01, "w")
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(300)
+    assert torch.allclose(found.upper @ found.upper.T, damped, rtol=1e-12, atol=1e-12 * float(damped.max()))
     expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    assert torch.allclose(found.upper, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
+    inverse = torch.linalg.inv(found.upper)
+    assert torch.allclose(inverse, expected, rtol=1e-7, atol=1e-9 * float(expected.abs().max()))
+    # A diagonal block of the inverse is the inverse of the block.
+    block = torch.linalg.inv(found.upper[128:256, 128:256])
+    assert torch.allclose(block, inverse[128:256, 128:256], rtol=1e-7, atol=1e-12)
     assert found.notes() == {}
 
 
@@ -264,12 +269,12 @@ def test_a_failing_cholesky_raises_damping_in_recorded_steps():
     values = torch.ones(32).double()
     values[0] = -0.05
     hessian = vectors @ torch.diag(values) @ vectors.T
-    found = inverse_factor(hessian, 0.01, "layer")
+    found = factor(hessian, 0.01, "layer")
     assert found.raised == 1
     assert found.notes() == {"damping": pytest.approx(0.1), "damping_raised": 1}
-    assert inverse_factor(hessian, 0.0, "layer").raised == 4  # 1e-4, 1e-3, 1e-2, 1e-1
+    assert factor(hessian, 0.0, "layer").raised == 4  # 1e-4, 1e-3, 1e-2, 1e-1
     with pytest.raises(CellError, match="inputs of layer"):
-        inverse_factor(-100 * hessian + 101 * torch.diag(hessian.diagonal()), 0.01, "layer")
+        factor(-100 * hessian + 101 * torch.diag(hessian.diagonal()), 0.01, "layer")
 
 
 def test_notes_of_a_raised_damping_reach_the_result():

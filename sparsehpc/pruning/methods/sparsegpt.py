@@ -67,18 +67,18 @@ class SparseGPT(Method):
         """Sweep over the columns of one weight."""
         import torch
 
-        from sparsehpc.pruning.least_squares import inverse_factor
+        from sparsehpc.pruning.least_squares import factor
         from sparsehpc.pruning.selection import check_weight
 
         name, sparsity = site.parameter.name, self.sparsity(site)
         check_weight(weight, name)
         if self.pattern.kind == "unstructured" and not removed_count(sparsity, weight.numel()):
             return Pruned(weight.detach().clone())
-        factor = inverse_factor(statistics["hessian"], self.options.damping, name)
-        swept = sweep(weight, factor.upper.float(), factor.dead, self.pattern, sparsity, self.options.block_columns)
+        found = factor(statistics["hessian"], self.options.damping, name)
+        swept = sweep(weight, found.upper, found.dead, self.pattern, sparsity, self.options.block_columns)
         if not bool(torch.isfinite(swept).all()):
             raise CellError(f"the sweep over {name} is not finite")
-        return Pruned(swept.to(weight.dtype), factor.notes())
+        return Pruned(swept.to(weight.dtype), found.notes())
 
 
 #: Columns that are swept one by one before the rest of their block is corrected in one product.
@@ -95,12 +95,18 @@ def sweep(
 ) -> torch.Tensor:
     """Prune by sweeping over columns; float32, out_features x in_features.
 
+    Instead of correcting all later columns after every block, a block is corrected when its turn comes. With
+    W0 the dense weights, Q the pruned ones and E the scaled errors, the published updates say W0 - Q = E U, so
+    E = (W0 - Q) R. As the errors of a block are zero before it is swept, its corrected weights are
+    W0 + (W0 - Q) R U for what was swept before, where R is the block's columns above the block, and U the inverse of
+    its diagonal block.
+
     Parameters
     ----------
     weight
         out_features x in_features.
     upper
-        U of `InverseFactor`, float32.
+        R of `Factor`, float64.
     dead
         Features without any input.
     pattern, sparsity
@@ -111,33 +117,52 @@ def sweep(
     import torch
 
     # Columns as rows, so that every column is contiguous.
-    columns = weight.detach().float().T.contiguous()
-    removed = torch.zeros_like(columns, dtype=torch.bool)
-    diagonal = upper.diagonal()
-    total = columns.shape[0]
+    dense = weight.detach().float().T.contiguous()
+    single = upper.float()
+    swept, lost = torch.empty_like(dense), torch.empty_like(dense)
+    total = dense.shape[0]
     for start in range(0, total, block_columns):
         stop = min(start + block_columns, total)
-        if pattern.kind != "keep":
-            removed[start:stop] = _choose_block(columns[start:stop], diagonal[start:stop], dead[start:stop], sparsity)
-        errors = torch.zeros_like(columns[start:stop])
-        for first in range(start, stop, _NARROW):
-            last = min(first + _NARROW, stop)
-            for column in range(first, last):
-                if pattern.kind == "keep" and column % pattern.of == 0:
-                    group = slice(column, column + pattern.of)
-                    removed[group] = _choose_group(columns[group], diagonal[group], dead[group], pattern.keep)
-                error = errors[column - start]
-                torch.mul(columns[column], removed[column], out=error)
-                error.div_(diagonal[column])
-                if column + 1 < last:
-                    columns[column + 1 : last].addr_(upper[column, column + 1 : last], error, alpha=-1)
-            if last < stop:
-                columns[last:stop].addmm_(
-                    upper[first:last, last:stop].T, errors[first - start : last - start], alpha=-1
-                )
-        if stop < total:
-            columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return columns.masked_fill_(removed, 0).T.contiguous()
+        eye = torch.eye(stop - start, dtype=upper.dtype, device=upper.device)
+        inverse = torch.linalg.solve_triangular(upper[start:stop, start:stop], eye, upper=True).float()
+        columns = dense[start:stop].clone()
+        if start:
+            columns.addmm_(inverse.T, single[:start, start:stop].T @ lost[:start])
+        swept[start:stop] = _sweep_block(columns, inverse, dead[start:stop], pattern, sparsity)
+        torch.sub(dense[start:stop], swept[start:stop], out=lost[start:stop])
+    return swept.T.contiguous()
+
+
+def _sweep_block(
+    columns: torch.Tensor,
+    inverse: torch.Tensor,
+    dead: torch.Tensor,
+    pattern: Pattern,
+    sparsity: Decimal | Fraction,
+) -> torch.Tensor:
+    """Prune one block (columns x rows), changed in place, with its diagonal block of U."""
+    import torch
+
+    diagonal = inverse.diagonal()
+    removed = torch.zeros_like(columns, dtype=torch.bool)
+    if pattern.kind != "keep":
+        removed = _choose_block(columns, diagonal, dead, sparsity)
+    errors = torch.empty_like(columns)
+    total = columns.shape[0]
+    for first in range(0, total, _NARROW):
+        last = min(first + _NARROW, total)
+        for column in range(first, last):
+            if pattern.kind == "keep" and column % pattern.of == 0:
+                group = slice(column, column + pattern.of)
+                removed[group] = _choose_group(columns[group], diagonal[group], dead[group], pattern.keep)
+            error = errors[column]
+            torch.mul(columns[column], removed[column], out=error)
+            error.div_(diagonal[column])
+            if column + 1 < last:
+                columns[column + 1 : last].addr_(inverse[column, column + 1 : last], error, alpha=-1)
+        if last < total:
+            columns[last:].addmm_(inverse[first:last, last:].T, errors[first:last], alpha=-1)
+    return columns.masked_fill_(removed, 0)
 
 
 def _scores(columns: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
