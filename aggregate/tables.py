@@ -180,10 +180,10 @@ def _costs(coverage: Coverage) -> pa.Table:
     fields = [field for field in schema.CELL if field.name not in skip]
     done = [index for index, row in enumerate(coverage.rows) if row is not None]
     rows = [row for row in coverage.rows if row is not None]
-    table = coverage.plan.select(["cell_id", *KEYS, *AXES, "device", "resource"]).take(pa.array(done, pa.int64()))
+    table = coverage.plan.select([*KEYS, *AXES, "device", "resource"]).take(pa.array(done, pa.int64()))
     for field in fields:
         table = table.append_column(field.name, pa.array([row[field.name] for row in rows], field.type))
-    return table
+    return table.append_column("cell_id", pa.array([row["cell_id"] for row in rows], pa.string()))
 
 
 def _with_bounds_beside(names: list[str]) -> list[str]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, load, missing, records
 from aggregate.figures.style import MIB, number, percent
+from aggregate.private import public, scrub
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import facts_of, share
-from aggregate.report.private import public, scrub
 from aggregate.scan import STATES
 from aggregate.tables import read_table
 from sparsehpc.core.files import write_text
@@ -49,12 +49,6 @@ def write_report(run: RunFolder) -> Path:
     write_text(page, environment.get_template("page.html.jinja").render(content))
     write_text(run.report / "summary.md", environment.get_template("summary.md.jinja").render(content))
     return page
-
-
-def markdown(text: str) -> str:
-    """Keep a name from being read as markup."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\\\`*_\[\]|#])", r"\\\1", text)
 
 
 def _content(run: RunFolder) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from aggregate.api import aggregate_run
 from aggregate.figures import FIGURES, draw_figures
 from aggregate.figures.data import Subject, load
 from aggregate.figures.style import label, looks, number, percent
+from aggregate.private import public, scrub
 from aggregate.report import markdown, write_report
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import against, share, signed
-from aggregate.report.private import public, scrub
 from aggregate.tables import read_table
 from sparsehpc.core.layout import RunFolder
 

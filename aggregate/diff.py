@@ -1,0 +1,231 @@
+"""Two runs side by side: cells matched by content, what changed around them, and a verdict per figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from aggregate.compare import BETTER_THAN, SAME, UNKNOWN, WORSE_THAN, Difference, WindowSums, difference, exact
+from aggregate.describe import provenance_of
+from aggregate.export import markdown
+from aggregate.figures.data import Record, missing, records
+from aggregate.figures.style import number, percent
+from aggregate.private import public, scrub
+from aggregate.tables import read_table
+from sparsehpc.core.layout import RunFolder
+
+#: Figures that are set beside each other: name, and whether windows allow a paired interval.
+FIGURES = (
+    ("perplexity", True),
+    ("top1_agreement", True),
+    ("kl", True),
+    ("params_nonzero", False),
+    ("bytes_total", False),
+    ("flops_executed", False),
+)
+
+#: Digests that must agree before figures of behaviour may be compared.
+_INPUTS = (
+    ("snapshot_digest", "the weights differ"),
+    ("evaluation_digest", "the evaluation text differs"),
+    ("calibration_digest", "the calibration text differs"),
+)
+
+#: What is compared of machines.
+_MACHINE = ("cpu_model", "device_name", "threads")
+
+#: Lines of the Markdown text about single cells.
+_MOST = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One figure of one cell in both runs."""
+
+    cell_id: str
+    what: str
+    metric: str
+    first: float
+    second: float
+    difference: Difference
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `diff_runs` found.
+
+    Parameters
+    ----------
+    changed
+        Facts about plan, code, versions and machines that are not equal, in words.
+    lines
+        Figures of the cells that both plans hold.
+    only_first, only_second
+        Cells that only one plan holds.
+    """
+
+    changed: Sequence[str]
+    lines: Sequence[Line]
+    only_first: Sequence[str]
+    only_second: Sequence[str]
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Number of figures by verdict."""
+        found = Counter(line.difference.verdict for line in self.lines)
+        return {name: found[name] for name in (SAME, BETTER_THAN, WORSE_THAN, UNKNOWN)}
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every figure of every common cell is the same or better; 1 otherwise, or where none is common."""
+        return 0 if self.lines and not self.verdicts[WORSE_THAN] and not self.verdicts[UNKNOWN] else 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "verdicts": self.verdicts,
+            "changed": list(self.changed),
+            "only_first": list(self.only_first),
+            "only_second": list(self.only_second),
+            "figures": [
+                {
+                    "cell_id": line.cell_id,
+                    "cell": line.what,
+                    "metric": line.metric,
+                    "first": _finite(line.first),
+                    "second": _finite(line.second),
+                    **{key: _finite(value) for key, value in line.difference._asdict().items()},
+                }
+                for line in self.lines
+            ],
+        }
+
+    def as_markdown(self) -> str:
+        """The same to paste."""
+        return "\n".join(self._markdown())
+
+    def _markdown(self) -> Iterator[str]:
+        yield "## Comparison"
+        yield ""
+        yield ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items() if count) or "No common cell."
+        yield ""
+        yield from (f"- {markdown(text)}" for text in self.changed)
+        for cells, which in ((self.only_first, "first"), (self.only_second, "second")):
+            if cells:
+                yield f"- {len(cells)} cells only in the {which} run"
+        shown = [line for line in self.lines if line.difference.verdict != SAME][:_MOST]
+        if not shown:
+            return
+        yield ""
+        yield "| cell | figure | first | second | difference | verdict |"
+        yield "| --- | --- | ---: | ---: | ---: | --- |"
+        for line in shown:
+            found = line.difference
+            interval = "" if math.isnan(found.lo) else f" [{number(found.lo, 3)}, {number(found.hi, 3)}]"
+            value = "" if math.isnan(found.value) else f"{number(found.value, 3)}{interval}"
+            why = f"{found.verdict}: {found.why}" if found.why else found.verdict
+            pair = " | ".join("" if math.isnan(v) else number(v, 6) for v in (line.first, line.second))
+            yield f"| {markdown(line.what)} | {line.metric} | {pair} | {value} | {markdown(why)} |"
+        left = sum(line.difference.verdict != SAME for line in self.lines) - len(shown)
+        if left:
+            yield ""
+            yield f"{left} more differ; `--json` lists all."
+
+
+def diff_runs(first: RunFolder, second: RunFolder) -> Comparison:
+    """Compare two runs that were aggregated.
+
+    Parameters
+    ----------
+    first
+        What is compared with.
+    second
+        What is judged: better and worse are said of it.
+    """
+    plans = [read_table(run, "coverage").to_pandas().set_index("cell_id") for run in (first, second)]
+    common = [cell for cell in plans[1].index if cell in plans[0].index]
+    only = [[cell for cell in plan.index if cell not in other.index] for plan, other in (plans, plans[::-1])]
+    return Comparison(
+        tuple(_changed(first, second, only)),
+        tuple(_lines(first, second, plans, common)),
+        tuple(only[0]),
+        tuple(only[1]),
+    )
+
+
+def cell_name(row: Record) -> str:
+    """Say in a few words what a cell is."""
+    seed = "" if missing(row.get("calibration_seed")) else f" seed {row['calibration_seed']:.0f}"
+    if row["method"] == "none":
+        return f"{scrub(row['model'])} {row['dtype']} {row['variant']}"
+    return (
+        f"{scrub(row['model'])} {row['dtype']} {row['method']} {row['pattern']} {percent(row['sparsity_target'])} "
+        f"{row['variant']}{seed}"
+    )
+
+
+def _lines(first: RunFolder, second: RunFolder, plans: list[pd.DataFrame], common: list[str]) -> Iterator[Line]:
+    tables = [_by_cell(run, "global") for run in (first, second)]
+    costs = [_by_cell(run, "costs") for run in (first, second)]
+    sums = [WindowSums(read_table(run, "windows").to_pandas()) for run in (first, second)]
+    for cell in common:
+        rows = [table.get(cell) for table in tables]
+        name = cell_name({str(key): value for key, value in plans[1].loc[cell].items()})
+        why = _not_comparable(cell, plans, [cost.get(cell) for cost in costs])
+        for metric, paired in FIGURES:
+            values = [math.nan if row is None or missing(row.get(metric)) else float(row[metric]) for row in rows]
+            if why:
+                found = Difference(UNKNOWN, math.nan, math.nan, math.nan, why)
+            elif all(math.isnan(value) for value in values):
+                continue
+            elif paired:
+                found = difference(metric, *(each.get(cell, metric) for each in sums))
+            else:
+                found = exact(metric, *values)
+                if metric == "params_nonzero" and found.verdict == UNKNOWN and not math.isnan(found.value):
+                    found = found._replace(why="another number of weights is zero")
+            yield Line(cell, name, metric, values[0], values[1], found)
+            if why:
+                break
+
+
+def _not_comparable(cell: str, plans: list[pd.DataFrame], costs: list[Record | None]) -> str:
+    for plan, which in zip(plans, ("first", "second"), strict=True):
+        state = str(plan.loc[cell, "state"])
+        if state != "done":
+            return f"it is {state} in the {which} run"
+    for column, why in _INPUTS:
+        digests = [None if cost is None or missing(cost.get(column)) else cost[column] for cost in costs]
+        if digests[0] != digests[1]:
+            return why
+    return ""
+
+
+def _by_cell(run: RunFolder, name: str) -> dict[str, Record]:
+    frame = read_table(run, name).to_pandas()
+    if "convention" in frame:
+        frame = frame[frame["convention"] != "study"]
+    return {row["cell_id"]: row for row in records(frame)}
+
+
+def _changed(first: RunFolder, second: RunFolder, only: list[list[str]]) -> Iterator[str]:
+    if not any(only):
+        yield "the plans hold the same cells"
+    left, right = (public(provenance_of(run)) for run in (first, second))
+    for key in sorted({*left, *right}):
+        if left.get(key) != right.get(key):
+            yield f"{key}: {left.get(key, 'absent')} -> {right.get(key, 'absent')}"
+    costs = [read_table(run, "costs").to_pandas() for run in (first, second)]
+    for column in _MACHINE:
+        there, here = (", ".join(sorted({scrub(str(value)) for value in cost[column]})) or "none" for cost in costs)
+        if there != here:
+            yield f"{column}: {there} -> {here}"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
