@@ -29,7 +29,7 @@ from sparsehpc.core.shards import shard_state, write_failure, write_shard
 from sparsehpc.core.spec import Calibration, Cell
 
 if TYPE_CHECKING:
-    from sparsehpc.pipeline import CellResult
+    from sparsehpc.results import CellResult
     from sparsehpc.text.windows import TokenWindows
 
 Progress = Callable[[str, int, int], None]

@@ -8,32 +8,25 @@ window, and greedy generation. A model is never loaded whole.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import json
-import math
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparsehpc.behaviour import Behaviour
+from sparsehpc.combinations import Combination, collect
 from sparsehpc.core.errors import CellError, SparseHPCError
-from sparsehpc.core.keys import key_row
-from sparsehpc.core.machine import cpu_model, peak_rss_bytes
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
 from sparsehpc.formats.base import FORMATS
-from sparsehpc.metrics.base import METRICS, ModelView, WindowView
-from sparsehpc.metrics.positions import dense_positions, positions
-from sparsehpc.models.generate import generate
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
 from sparsehpc.pruning.allocation import allocate
 from sparsehpc.pruning.base import METHODS, make_method
-from sparsehpc.tracks import Clock, Combination, Track, collect
+from sparsehpc.results import CellResult, Results
+from sparsehpc.tracks import Clock, Track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,25 +36,6 @@ if TYPE_CHECKING:
 
 #: Variant whose storage is a plain tensor with zeros: what other variants' choices are compared with.
 MASKED = "masked"
-#: Tokens that greedy generation adds to every prompt.
-GENERATED_TOKENS = 24
-WORSE_THAN_GUESSING = "worse than guessing"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CellResult:
-    """What one cell came to.
-
-    Parameters
-    ----------
-    row
-        Columns of `schema.CELL` that the pipeline knows.
-    measurements
-        Its figures.
-    """
-
-    row: dict[str, Any]
-    measurements: list[Measurement]
 
 
 Progress = Callable[[str, int, int], None]
@@ -128,8 +102,6 @@ class _Walk:
         memory_bytes: int | None,
         progress: Progress | None,
     ) -> None:
-        self.started = time.perf_counter()
-        self.started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.snapshot = snapshot
         self.cell = cells[0]
         self.evaluation = evaluation
@@ -138,11 +110,13 @@ class _Walk:
         self.scratch = scratch
         self.progress: Progress = progress or (lambda stage, done, total: None)
         self.clock = Clock()
+        self.results = Results(snapshot, evaluation, calibrations, self.clock)
         self.walk = LayerWalk(snapshot, self.cell.dtype, self.cell.device)
         self.structure = snapshot.structure
         self.ids = [torch.from_numpy(window) for window in evaluation.ids]
         self.lengths = [len(window) for window in evaluation.ids]
         self.plain: list[dict[str, torch.Tensor]] = []
+        self.outside: dict[str, torch.Tensor] = {}
         self.spill = memory_bytes is not None and self._wanted_bytes(cells) > memory_bytes
         self.dense = self._track(DENSE, None, DEFAULT_TARGETS)
         self.dense_cells = [cell for cell in cells if cell.is_dense]
@@ -179,14 +153,14 @@ class _Walk:
             grouped.setdefault(cell.pruning, []).append(cell)
         combinations = []
         for number, (pruning, members) in enumerate(grouped.items()):
-            method = make_method(pruning)
+            method = None if pruning.is_dense else make_method(pruning)
             masked = next((cell for cell in members if cell.variant == MASKED), None)
             others = [cell for cell in members if cell.variant != MASKED]
             # The reference runs even if no cell of this job is masked: results must not depend on packing.
             tracks = [self._track(MASKED, masked, pruning.targets, f"{number}-{MASKED}")]
             tracks += [self._track(cell.variant, cell, pruning.targets, f"{number}-{cell.variant}") for cell in others]
             combination = Combination(pruning, method, self.structure.prunable(pruning.targets), tracks)
-            if method.needs_calibration(pruning.allocation, pruning.refit):
+            if method is not None and method.needs_calibration(pruning.allocation, pruning.refit):
                 if pruning.calibration is None:
                     raise SparseHPCError(f"{pruning.method} has no calibration text")
                 text = self.calibrations[pruning.calibration]
@@ -206,12 +180,10 @@ class _Walk:
             self.progress("layers", layer, self.structure.layers)
             self._layer(layer)
         self.progress("layers", self.structure.layers, self.structure.layers)
-        with self.clock.phase("load"):
-            outside = self.walk.load_outside()
-        for track in self._tracks():
-            track.account(self.structure.outside_layers, outside, {})
-        rows = self._windows()
-        tokens = self._generate()
+        self._outside()
+        behaviour = Behaviour(self.walk, self.dense, self.combinations, self.outside, self.progress)
+        rows = behaviour.windows(self.evaluation)
+        tokens = {} if self.prompts is None else behaviour.continuations(self.prompts, self.plain)
         self._report(finished, rows, tokens)
 
     def close(self) -> None:
@@ -230,13 +202,14 @@ class _Walk:
         """Let methods that rank across layers look at all weights, one at a time."""
         by_kind: dict[tuple[str, tuple[str, ...]], list[Combination]] = {}
         for combination in self.combinations:
-            pruning = combination.pruning
-            by_kind.setdefault((pruning.method, pruning.targets), []).append(combination)
+            if combination.method is not None:
+                pruning = combination.pruning
+                by_kind.setdefault((pruning.method, pruning.targets), []).append(combination)
         for done, ((method, _), combinations) in enumerate(by_kind.items()):
             self.progress("survey", done, len(by_kind))
             with combinations[0].clock.phase("prune"):
                 METHODS.get(method).survey_all(
-                    [c.method for c in combinations],
+                    [c.method for c in combinations if c.method is not None],
                     combinations[0].parameters,
                     lambda name: self.walk.read([name])[name],
                 )
@@ -245,13 +218,17 @@ class _Walk:
         """Spread budgets over layers where that takes a look at the dense model's calibration stream first."""
         waiting: dict[Calibration, list[Combination]] = {}
         for combination in self.combinations:
-            pruning = combination.pruning
-            if pruning.calibration is not None and pruning.allocation in combination.method.learned_allocations:
+            pruning, method = combination.pruning, combination.method
+            if method is None or pruning.calibration is None:
+                continue
+            if pruning.allocation in method.learned_allocations:
                 waiting.setdefault(pruning.calibration, []).append(combination)
         for calibration, combinations in waiting.items():
             with combinations[0].clock.phase("prune"):
                 norms = self._dense_norms(calibration, {p.name for c in combinations for p in c.parameters})
                 for combination in combinations:
+                    if combination.method is None:
+                        continue
                     try:
                         allocate(
                             combination.method,
@@ -276,7 +253,12 @@ class _Walk:
             for layer in range(self.structure.layers):
                 self.progress("dense calibration", layer, self.structure.layers)
                 self.walk.load(layer)
-                found = collect(self.walk, layer, hidden, lengths, wanted, ("input_norm",), advance=True)
+                names = [p.name for p in self.structure.in_layer(layer) if p.name in wanted]
+
+                def step(window: int, layer: int = layer) -> None:
+                    hidden[window] = self.walk.run(layer, hidden[window], self.walk.call(lengths[window]))
+
+                found = collect(self.walk, names, len(lengths), step, ("input_norm",))
                 norms |= {name: statistics["input_norm"] for name, statistics in found.items()}
                 self.walk.unload(layer)
         finally:
@@ -285,17 +267,32 @@ class _Walk:
 
     def _embed(self) -> None:
         with self.clock.phase("load"):
-            self.walk.load_outside()
+            outside = self.walk.load_outside()
+        plain = [c for c in self.combinations if not c.embeddings]
+        self._embed_windows([self.dense, *(track for c in plain for track in c.open_tracks)])
+        for combination in self.combinations:
+            try:
+                if combination.embeddings:
+                    combination.outside = combination.prune(combination.embeddings, outside, {})
+                    for p in self.structure.outside_layers:
+                        if p.tied_to in combination.outside:
+                            combination.outside[p.name] = combination.outside[p.tied_to]
+                    self.walk.fill(combination.outside)
+                    self._embed_windows(combination.open_tracks)
+                if combination.calibration is not None and combination.pruning.calibration is not None:
+                    for window, array in enumerate(self.calibrations[combination.pruning.calibration].ids):
+                        combination.calibration[window], _ = self.walk.embed(torch.from_numpy(array)[None])
+            except CellError as error:
+                combination.fail(error)
+            finally:
+                self.walk.fill({name: outside[name] for name in combination.outside})
+        self.walk.unload_outside()
+
+    def _embed_windows(self, tracks: Sequence[Track]) -> None:
         for window, ids in enumerate(self.ids):
             hidden, _ = self.walk.embed(ids[None])
-            for track in self._tracks():
+            for track in tracks:
                 track.hidden[window] = hidden
-        for combination in self.combinations:
-            if combination.calibration is not None and combination.pruning.calibration is not None:
-                for window, array in enumerate(self.calibrations[combination.pruning.calibration].ids):
-                    hidden, _ = self.walk.embed(torch.from_numpy(array)[None])
-                    combination.calibration[window] = hidden
-        self.walk.unload_outside()
 
     def _layer(self, layer: int) -> None:
         parameters = self.structure.in_layer(layer)
@@ -325,7 +322,7 @@ class _Walk:
             return
         with combination.clock.phase("prune"):
             statistics = combination.statistics(self.walk, layer)
-            pruned = combination.prune(layer, tensors, statistics)
+            pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
         present = {**tensors, **pruned}
         for track in combination.open_tracks:
             try:
@@ -343,79 +340,35 @@ class _Walk:
                 kept = {name: stored.get(name) or FORMATS.get(DENSE).encode(tensors[name]) for name in linears}
                 track.store.put(layer, track.variant, kept)
 
-    # -- behaviour --------------------------------------------------------------------------------------------
-
-    def _windows(self) -> dict[int, list[Measurement]]:
-        """Apply norm and head window by window; rows by track."""
-        metrics = [kind() for _, kind in METRICS]
-        rows: dict[int, list[Measurement]] = {id(track): [] for track in self._tracks()}
-        for window, ids in enumerate(self.ids):
-            self.progress("windows", window, len(self.ids))
-            on_device = ids.to(self.cell.device)
-            with self.dense.clock.phase("evaluate"):
-                dense_logits = self._logits(self.dense, window)
-                dense = dense_positions(dense_logits, on_device)
-            counted = len(ids) if self.evaluation.every_position else len(ids) - 1
-
-            def measure(
-                track: Track,
-                logits: torch.Tensor,
-                masked: torch.Tensor | None,
-                *,
-                window: int = window,
-                ids: torch.Tensor = on_device,
-                dense_logits: torch.Tensor = dense_logits,
-                dense: Any = dense,
-                counted: int = counted,
-            ) -> torch.Tensor:
-                found = positions(logits, ids, dense_logits, dense)
-                size = self.evaluation.text_bytes[window]
-                view = WindowView(window, ids, size, counted, dense, found, masked)
-                for metric in metrics:
-                    rows[id(track)].extend(metric.window(view))
-                return found.choice
-
-            measure(self.dense, dense_logits, None)
-            for combination in self.combinations:
-                masked = None
+    def _outside(self) -> None:
+        """Load what lies outside the layers, prune the heads that are targets, and count it all."""
+        parameters = self.structure.outside_layers
+        with self.clock.phase("load"):
+            self.outside = self.walk.load_outside()
+        self.dense.account(parameters, self.outside, {})
+        for combination in self.combinations:
+            try:
+                # A tied head that is no target follows the pruned embedding.
+                self.walk.fill(combination.outside)
+                with combination.clock.phase("prune"):
+                    statistics = combination.head_statistics(self.walk) if combination.heads else {}
+                    heads = combination.prune(combination.heads, self.outside, statistics)
                 for track in combination.open_tracks:
-                    with track.clock.phase("evaluate"):
-                        logits = self._logits(track, window)
-                        if not bool(torch.isfinite(logits).all()):
-                            track.error = CellError(f"output head: logits of window {window} hold NaN or Inf")
-                            continue
-                        choice = measure(track, logits, masked)
-                    if track is combination.tracks[0]:
-                        masked = choice
-        self.progress("windows", len(self.ids), len(self.ids))
-        return rows
-
-    def _logits(self, track: Track, window: int) -> torch.Tensor:
-        return self.walk.head(track.hidden[window])[0]
-
-    def _generate(self) -> dict[int, torch.Tensor]:
-        """Greedy continuations by track."""
-        if self.prompts is None:
-            return {}
-        tracks = [track for track in self._tracks() if track.store is not None]
-        tokens = {}
-        for done, track in enumerate(tracks):
-            self.progress("generation", done, len(tracks))
-            with track.clock.phase("evaluate"):
-                if track.store is not None:
-                    tokens[id(track)] = generate(self.walk, self.prompts, GENERATED_TOKENS, self.plain, track.store)
-            track.store = None
-        self.progress("generation", len(tracks), len(tracks))
-        return tokens
-
-    # -- rows -------------------------------------------------------------------------------------------------
+                    combination.store_head(track, heads)
+                    track.account(parameters, {**self.outside, **combination.outside, **heads}, track.head)
+            except CellError as error:
+                combination.fail(error)
+            finally:
+                self.walk.fill({name: self.outside[name] for name in combination.outside})
 
     def _report(
         self, finished: Finished, rows: Mapping[int, list[Measurement]], tokens: Mapping[int, torch.Tensor]
     ) -> None:
-        dense_tokens = tokens.get(id(self.dense))
+        dense_s, dense_tokens = self.dense.clock["evaluate"], tokens.get(id(self.dense))
         for cell in self.dense_cells:
-            finished(cell, self._result(cell, self.dense, None, rows[id(self.dense)], dense_tokens, dense_tokens))
+            found = rows[id(self.dense)]
+            result = self.results.result(cell, self.dense, None, dense_s, found, dense_tokens, dense_tokens)
+            finished(cell, result)
         for combination in self.combinations:
             for track in combination.tracks:
                 if track.cell is None:
@@ -423,64 +376,6 @@ class _Walk:
                 if track.error is not None:
                     finished(track.cell, track.error)
                     continue
-                result = self._result(
-                    track.cell, track, combination, rows[id(track)], dense_tokens, tokens.get(id(track))
-                )
+                found, made = rows[id(track)], tokens.get(id(track))
+                result = self.results.result(track.cell, track, combination, dense_s, found, dense_tokens, made)
                 finished(track.cell, result)
-
-    def _result(
-        self,
-        cell: Cell,
-        track: Track,
-        combination: Combination | None,
-        rows: Sequence[Measurement],
-        dense_tokens: torch.Tensor | None,
-        tokens: torch.Tensor | None,
-    ) -> CellResult:
-        source = self.snapshot.source_bytes if self.snapshot.trained else 0
-        view = ModelView(
-            cell=cell,
-            structure=self.structure,
-            published_dtype=self.snapshot.published_dtype,
-            source_bytes=source,
-            tensors=track.tensors,
-            dense_tokens=dense_tokens,
-            tokens=tokens,
-        )
-        measurements = list(rows)
-        for _, kind in METRICS:
-            measurements.extend(kind().model(view))
-        calibration = cell.pruning.calibration
-        calibration_text = self.calibrations[calibration] if calibration is not None else None
-        row = key_row(cell) | {
-            "trained": self.snapshot.trained,
-            "published_dtype": self.snapshot.published_dtype,
-            "source_bytes": source,
-            "snapshot_digest": self.snapshot.digest,
-            "evaluation_digest": self.evaluation.digest,
-            "calibration_digest": calibration_text.digest if calibration_text is not None else None,
-            "lossless": FORMATS.get(cell.variant).lossless,
-            "kernel": ", ".join(sorted(track.kernels)) or "torch.linear",
-            "mark": self._mark(rows),
-            "notes": json.dumps(combination.notes if combination else {}, sort_keys=True),
-            "load_s": self.clock["load"],
-            "dense_s": self.dense.clock["evaluate"],
-            "prune_s": combination.clock["prune"] if combination else 0.0,
-            "encode_s": track.clock["encode"],
-            "evaluate_s": track.clock["evaluate"],
-            "wall_s": time.perf_counter() - self.started,
-            "peak_rss_bytes": peak_rss_bytes(),
-            "threads": torch.get_num_threads(),
-            "cpu_model": cpu_model(),
-            "device_name": torch.cuda.get_device_name() if cell.device == "cuda" else cpu_model(),
-            "started_at": self.started_at,
-        }
-        return CellResult(row, measurements)
-
-    def _mark(self, rows: Sequence[Measurement]) -> str:
-        """Verdict on perplexity: above the vocabulary size, a uniform guess does better."""
-        nll = [row for row in rows if row.metric == "nll"]
-        tokens = sum(row.denominator for row in nll)
-        if tokens and sum(row.numerator for row in nll) / tokens > math.log(self.structure.vocab_size):
-            return WORSE_THAN_GUESSING
-        return ""

@@ -23,7 +23,7 @@ Bit-equal to the whole model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,6 +57,8 @@ class StoredLinear(nn.Module):
     name
         Name of the weight it stands for, which observers are given.
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -241,9 +243,9 @@ class LayerWalk:
         return result
 
     @contextlib.contextmanager
-    def observing(self, layer: int, observer: Observer) -> Iterator[None]:
-        """Show the input of every linear of one layer to ``observer(weight name, x)`` while it runs."""
-        linears = [self._linears[p.name] for p in self.structure.in_layer(layer) if p.kind == "linear"]
+    def observing(self, names: Collection[str], observer: Observer) -> Iterator[None]:
+        """Show the inputs of some linears to ``observer(weight name, x)`` while they run."""
+        linears = [self._linears[name] for name in names]
         for linear in linears:
             linear.observer = observer
         try:

@@ -13,9 +13,11 @@ import torch
 from tiny_models import FAMILIES, LLAMA, OPT
 from torch.overrides import TorchFunctionMode
 
+from sparsehpc.behaviour import GENERATED_TOKENS
 from sparsehpc.core.errors import CellError, SparseHPCError
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
-from sparsehpc.pipeline import GENERATED_TOKENS, CellResult, run_cells
+from sparsehpc.pipeline import run_cells
+from sparsehpc.results import CellResult
 from sparsehpc.text.windows import TokenWindows
 
 EVALUATION = Windows(corpus="samples", windows=4, window_tokens=64)
@@ -139,7 +141,7 @@ def test_statistics_come_from_the_pruned_stream(tiny_snapshot, tmp_path):
                 tensors = walk.walk.load(layer)
                 statistics = combination.statistics(walk.walk, layer)
                 found |= {name: values["input_norm"].clone() for name, values in statistics.items()}
-                pruned = combination.prune(layer, tensors, statistics)
+                pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
                 walk.walk.install(combination.tracks[0].encode(pruned, "unstructured"))
                 combination.advance_calibration(walk.walk, layer)
             seen[sparsity] = found
@@ -159,26 +161,76 @@ def test_statistics_come_from_the_pruned_stream(tiny_snapshot, tmp_path):
                 if name == first:
                     squares.add_(x.double().square().sum((0, 1)))
 
-            with walk.observing(0, add):
+            with walk.observing([first], add):
                 walk.run(0, hidden, call)
     torch.testing.assert_close(seen["0.2"][first], squares.sqrt(), rtol=1e-12, atol=0)
 
 
 def test_q_k_v_share_one_accumulator(tiny_snapshot, tmp_path, monkeypatch):
-    import sparsehpc.tracks as tracks
+    import sparsehpc.combinations as combinations
 
     made = []
-    real = tracks.collector
+    real = combinations.collector
 
     def counting(*args):
         made.append(args)
         return real(*args)
 
-    monkeypatch.setattr(tracks, "collector", counting)
+    monkeypatch.setattr(combinations, "collector", counting)
     one = cell("masked", "wanda", calibration=CALIBRATION)
     run([one], tiny_snapshot(LLAMA), tmp_path, calibrations={CALIBRATION: windows((32,), 5, False)}, prompts=None)
     # Per layer: q/k/v, o, gate/up, down.
     assert len(made) == 4 * LLAMA["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-untied", "opt"])
+def test_a_pruned_head_is_a_copy_of_its_own(family, tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(FAMILIES[family])
+    plain, with_head = cell("csr"), cell("csr", targets=("attention", "mlp", "lm_head"))
+    results = run([plain, with_head], snapshot, tmp_path)
+    head = next(p for p in snapshot.structure.parameters if p.group == "lm_head")
+    prunable = sum(p.numel for p in snapshot.structure.prunable(("attention", "mlp"))) + head.numel
+    assert total(results[with_head.cell_id], "sparsity_prunable", "model", "unique") == (3 * prunable // 10, prunable)
+    parameters, _ = total(results[with_head.cell_id], "params_total", "model", "unique")
+    assert parameters == snapshot.structure.params_total + (head.numel if head.tied_to else 0)
+    rows = [r for r in results[with_head.cell_id].measurements if (r.scope, r.subject) == ("group", "lm_head")]
+    stored = {r.component: r.numerator for r in rows if r.metric == "bytes_total" and r.convention == "unique"}
+    assert stored["indices"] == stored["values"] > 0
+    assert total(results[with_head.cell_id], "kl") != total(results[plain.cell_id], "kl")
+
+
+def test_a_pruned_embedding_changes_what_enters_the_first_layer(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(LLAMA)
+    one = cell(targets=("embedding",), sparsity="0.5")
+    result = run([one, DENSE], snapshot, tmp_path)[one.cell_id]
+    embedding = next(p for p in snapshot.structure.parameters if p.group == "embedding")
+    zeros, of = total(result, "sparsity_prunable", "model", "unique")
+    assert (zeros, of) == (embedding.numel // 2, embedding.numel)
+    assert total(result, "kl")[0] > 0
+    # The head is tied to it, and plain transformers with the same zeros says the same.
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(snapshot.path).eval()
+    weight = whole.get_input_embeddings().weight.data
+    order = weight.abs().flatten().sort(stable=True).indices[: embedding.numel // 2]
+    weight.view(-1)[order] = 0
+    with torch.inference_mode():
+        nll = 0.0
+        for ids in TEXT.ids:
+            logits = whole(torch.from_numpy(ids)[None], use_cache=False).logits[0].double()
+            nll -= float(torch.log_softmax(logits[:-1], -1).gather(-1, torch.from_numpy(ids)[1:, None]).sum())
+    assert total(result, "nll")[0] == pytest.approx(nll, rel=1e-6)
+
+
+def test_dense_references_are_cells_without_a_method(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(LLAMA)
+    reference = Cell(model="m", evaluation=EVALUATION, variant="dense-int8")
+    results = run([DENSE, reference], snapshot, tmp_path)
+    result = results[reference.cell_id]
+    assert not result.row["lossless"]
+    dense_bytes = total(results[DENSE.cell_id], "bytes_total", "model", "unique")[0]
+    assert total(result, "bytes_total", "model", "unique")[0] < dense_bytes
+    assert total(result, "kl")[0] > 0
 
 
 def test_nan_fails_only_the_cell_it_is_in(tiny_snapshot, tmp_path, monkeypatch):
@@ -290,7 +342,11 @@ def test_weights_and_windows_go_to_the_cells_device(tiny_snapshot, tmp_path, mon
     assert {"snapshot.<dictcomp>", "snapshot.read"} & devices.on_device
     assert {"stream.__init__", "stream.embed", "stream.head"} <= devices.on_device
     # ... and nothing of the walk allocates on the host.
-    walk = {place for place in devices.on_host if place.split(".")[0] in ("stream", "pipeline", "tracks", "positions")}
+    walk = {
+        place
+        for place in devices.on_host
+        if place.split(".")[0] in ("stream", "pipeline", "tracks", "combinations", "behaviour", "positions")
+    }
     assert walk == set()
 
 

@@ -1,0 +1,145 @@
+"""After the walk: norm and head window by window for every track, and greedy generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparsehpc.combinations import Combination
+from sparsehpc.core.errors import CellError
+from sparsehpc.core.schema import Measurement
+from sparsehpc.core.spec import Pruning
+from sparsehpc.metrics.base import METRICS, WindowView
+from sparsehpc.metrics.positions import DensePositions, dense_positions, positions
+from sparsehpc.models.generate import generate
+
+if TYPE_CHECKING:
+    from sparsehpc.models.stream import LayerWalk
+    from sparsehpc.text.windows import TokenWindows
+    from sparsehpc.tracks import Track
+
+#: Tokens that greedy generation adds to every prompt.
+GENERATED_TOKENS = 24
+
+
+class Behaviour:
+    """Measures what the tracks of one walk say.
+
+    Parameters
+    ----------
+    walk
+        The walk, with what lies outside the layers loaded.
+    dense, combinations
+        The dense track, and all others.
+    outside
+        Dense tensors outside the layers.
+    progress
+        Called with a stage, steps done and steps in all.
+    """
+
+    def __init__(
+        self,
+        walk: LayerWalk,
+        dense: Track,
+        combinations: Sequence[Combination],
+        outside: Mapping[str, torch.Tensor],
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.walk = walk
+        self.dense = dense
+        self.combinations = combinations
+        self.outside = outside
+        self.progress = progress
+        self.metrics = [kind() for _, kind in METRICS]
+
+    def windows(self, evaluation: TokenWindows) -> dict[int, list[Measurement]]:
+        """Rows of every evaluation window, by the identity of the track."""
+        tracks = [self.dense, *(track for c in self.combinations for track in c.open_tracks)]
+        rows: dict[int, list[Measurement]] = {id(track): [] for track in tracks}
+        for window, array in enumerate(evaluation.ids):
+            self.progress("windows", window, len(evaluation.ids))
+            ids = torch.from_numpy(array).to(self.walk.device)
+            with self.dense.clock.phase("evaluate"):
+                logits = self.walk.head(self.dense.hidden[window])[0]
+                dense = dense_positions(logits, ids)
+            reading = _Reading(window, ids, evaluation, logits, dense)
+            rows[id(self.dense)].extend(self._measure(reading, logits, None)[0])
+            for combination in self.combinations:
+                self._combination(combination, reading, rows)
+        self.progress("windows", len(evaluation.ids), len(evaluation.ids))
+        return rows
+
+    def _combination(self, combination: Combination, reading: _Reading, rows: Mapping[int, list[Measurement]]) -> None:
+        masked = None
+        for track in combination.open_tracks:
+            with track.clock.phase("evaluate"):
+                with combination.outside_layers(self.walk, track, self.outside):
+                    logits = self.walk.head(track.hidden[reading.window])[0]
+                if not bool(torch.isfinite(logits).all()):
+                    track.error = CellError(f"output head: logits of window {reading.window} hold NaN or Inf")
+                    continue
+                found, choice = self._measure(reading, logits, masked)
+                rows[id(track)].extend(found)
+            if track is combination.tracks[0]:
+                masked = choice
+
+    def _measure(
+        self, reading: _Reading, logits: torch.Tensor, masked: torch.Tensor | None
+    ) -> tuple[list[Measurement], torch.Tensor]:
+        """Rows of all metrics, and the choices they speak of."""
+        found = positions(logits, reading.ids, reading.dense_logits, reading.dense)
+        text = reading.evaluation
+        view = WindowView(
+            index=reading.window,
+            ids=reading.ids,
+            text_bytes=text.text_bytes[reading.window],
+            counted=len(reading.ids) if text.every_position else len(reading.ids) - 1,
+            dense=reading.dense,
+            positions=found,
+            masked_choice=masked,
+        )
+        return [row for metric in self.metrics for row in metric.window(view)], found.choice
+
+    def continuations(
+        self, prompts: torch.Tensor, plain: Sequence[Mapping[str, torch.Tensor]]
+    ) -> dict[int, torch.Tensor]:
+        """Greedy continuations (prompts x new tokens) of every track that kept its weights, by its identity.
+
+        Parameters
+        ----------
+        prompts
+            Prompts x length.
+        plain
+            Norms and biases of every layer.
+        """
+        whole = Combination(Pruning(), None, (), [self.dense])
+        pairs = [(c, track) for c in (whole, *self.combinations) for track in c.open_tracks if track.store is not None]
+        tokens = {}
+        for done, (combination, track) in enumerate(pairs):
+            self.progress("generation", done, len(pairs))
+            with track.clock.phase("evaluate"), combination.outside_layers(self.walk, track, self.outside):
+                if track.store is not None:
+                    tokens[id(track)] = generate(self.walk, prompts, GENERATED_TOKENS, plain, track.store)
+            track.store = None
+        self.progress("generation", len(pairs), len(pairs))
+        return tokens
+
+
+class _Reading:
+    """One window as the dense model reads it."""
+
+    def __init__(
+        self,
+        window: int,
+        ids: torch.Tensor,
+        evaluation: TokenWindows,
+        dense_logits: torch.Tensor,
+        dense: DensePositions,
+    ) -> None:
+        self.window = window
+        self.ids = ids
+        self.evaluation = evaluation
+        self.dense_logits = dense_logits
+        self.dense = dense

@@ -1,0 +1,194 @@
+"""Combinations: one way of pruning a model, and the tracks that store and evaluate its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sparsehpc.core.errors import CellError
+from sparsehpc.formats.base import FORMATS
+from sparsehpc.pruning.base import Method, Site, Statistic
+from sparsehpc.pruning.statistics import collector
+from sparsehpc.tracks import Clock, Track
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsehpc.core.spec import Pruning
+    from sparsehpc.models.hidden import HiddenStates
+    from sparsehpc.models.stream import LayerWalk
+    from sparsehpc.models.structure import Parameter
+
+Statistics = dict[str, dict[str, "torch.Tensor"]]
+
+
+def collect(
+    walk: LayerWalk,
+    wanted: Collection[str],
+    windows: int,
+    step: Callable[[int], object],
+    statistics: Sequence[Statistic],
+) -> Statistics:
+    """Statistics of the inputs of some linears while windows run through the weights that they now hold.
+
+    Linears that read the same tensor (q/k/v, gate/up) share one accumulator.
+
+    Parameters
+    ----------
+    walk
+        The walk, with the linears' section loaded.
+    wanted
+        Names of the weights.
+    windows, step
+        How many windows, and what runs one of them.
+    statistics
+        What to accumulate.
+    """
+    leaders: dict[str, str] = {}
+    collectors: dict[str, Any] = {}
+    for window in range(windows):
+        # Inputs are held while the window runs, so that an identity is never that of a freed tensor.
+        seen: list[tuple[torch.Tensor, str]] = []
+
+        def observe(name: str, x: torch.Tensor, seen: list[tuple[torch.Tensor, str]] = seen) -> None:
+            for earlier, leader in seen:
+                if earlier is x:
+                    leaders[name] = leader
+                    return
+            seen.append((x, name))
+            leaders[name] = name
+            if name not in collectors:
+                collectors[name] = collector(statistics, x.shape[-1], x.device)
+            collectors[name].add(x.reshape(-1, x.shape[-1]), name)
+
+        with walk.observing(wanted, observe):
+            step(window)
+    results = {name: found.result() for name, found in collectors.items()}
+    return {name: results[leader] for name, leader in leaders.items()}
+
+
+@dataclasses.dataclass(slots=True)
+class Combination:
+    """One `Pruning` and the tracks that store and evaluate its weights.
+
+    Parameters
+    ----------
+    pruning
+        What is done to the weights.
+    method
+        Who does it; None where nothing is pruned and the tracks only store (``dense-int8``, ...).
+    parameters
+        Prunable parameters in module order.
+    tracks
+        Evaluation streams, the masked reference first.
+    calibration
+        Hidden states of the calibration windows, for methods that need them.
+    calibration_tokens
+        Tokens of each calibration window.
+    outside
+        Pruned embeddings, and heads tied to them; empty where they stay as they are.
+    """
+
+    pruning: Pruning
+    method: Method | None
+    parameters: Sequence[Parameter]
+    tracks: list[Track]
+    calibration: HiddenStates | None = None
+    calibration_tokens: Sequence[int] = ()
+    outside: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    clock: Clock = dataclasses.field(default_factory=Clock)
+
+    @property
+    def open_tracks(self) -> list[Track]:
+        """Tracks that have not failed."""
+        return [track for track in self.tracks if track.error is None]
+
+    def fail(self, error: CellError) -> None:
+        """Let every track of the combination fail for the same reason."""
+        for track in self.open_tracks:
+            track.error = error
+
+    def in_layer(self, layer: int | None) -> list[Parameter]:
+        """Prunable parameters of one decoder layer, or outside all of them."""
+        return [p for p in self.parameters if p.layer == layer]
+
+    @property
+    def embeddings(self) -> list[Parameter]:
+        """Prunable embeddings."""
+        return [p for p in self.in_layer(None) if p.kind == "embedding"]
+
+    @property
+    def heads(self) -> list[Parameter]:
+        """Prunable output heads."""
+        return [p for p in self.in_layer(None) if p.kind == "linear"]
+
+    def statistics(self, walk: LayerWalk, layer: int) -> Statistics:
+        """Statistics of the inputs of every prunable linear of a layer, from the calibration stream.
+
+        The layer holds its unpruned weights; its inputs come from the pruned layers before it.
+        """
+        hidden, lengths = self.calibration, self.calibration_tokens
+        if hidden is None or self.method is None:
+            return {}
+        wanted = [p.name for p in self.in_layer(layer)]
+        return collect(
+            walk,
+            wanted,
+            len(lengths),
+            lambda window: walk.run(layer, hidden[window], walk.call(lengths[window])),
+            self.method.wanted_statistics,
+        )
+
+    def head_statistics(self, walk: LayerWalk) -> Statistics:
+        """Statistics of the inputs of a prunable output head."""
+        hidden = self.calibration
+        if hidden is None or self.method is None:
+            return {}
+        wanted = [p.name for p in self.heads]
+        windows = len(self.calibration_tokens)
+        return collect(walk, wanted, windows, lambda window: walk.head(hidden[window]), self.method.wanted_statistics)
+
+    def prune(
+        self, parameters: Sequence[Parameter], tensors: Mapping[str, torch.Tensor], statistics: Statistics
+    ) -> dict[str, torch.Tensor]:
+        """Pruned weights by name."""
+        if self.method is None:
+            return {p.name: tensors[p.name] for p in parameters}
+        sites = {p.name: index for index, p in enumerate(self.parameters)}
+        pruned = {}
+        for parameter in parameters:
+            name = parameter.name
+            result = self.method.apply(tensors[name], Site(parameter, sites[name]), statistics.get(name, {}))
+            pruned[name] = result.weight
+            if result.notes:
+                self.notes[name] = result.notes
+        return pruned
+
+    def advance_calibration(self, walk: LayerWalk, layer: int) -> None:
+        """Run the pruned layer over the calibration stream."""
+        if self.calibration is None:
+            return
+        for window, tokens in enumerate(self.calibration_tokens):
+            self.calibration[window] = walk.run(layer, self.calibration[window], walk.call(tokens))
+
+    @contextmanager
+    def outside_layers(self, walk: LayerWalk, track: Track, dense: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Let embedding and head be the track's own while the block runs; ``dense`` is what they are otherwise."""
+        if not self.outside and not track.head:
+            yield
+            return
+        walk.fill(self.outside)
+        walk.install(track.head)
+        try:
+            yield
+        finally:
+            walk.fill({name: dense[name] for name in (*self.outside, *track.head)})
+
+    def store_head(self, track: Track, weights: Mapping[str, torch.Tensor]) -> None:
+        """Store a pruned head in the track's format."""
+        track.head = {
+            name: FORMATS.get(track.variant).encode(weight, self.pruning.pattern) for name, weight in weights.items()
+        }
