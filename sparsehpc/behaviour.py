@@ -103,7 +103,7 @@ class Behaviour:
         return [row for metric in self.metrics for row in metric.window(view)], found.choice
 
     def continuations(
-        self, prompts: torch.Tensor, plain: Sequence[Mapping[str, torch.Tensor]]
+        self, prompts: torch.Tensor, plain: Sequence[Mapping[str, torch.Tensor]], memory_bytes: int | None
     ) -> dict[int, torch.Tensor]:
         """Greedy continuations (prompts x new tokens) of every track that kept its weights, by its identity.
 
@@ -113,6 +113,8 @@ class Behaviour:
             Prompts x length.
         plain
             Norms and biases of every layer.
+        memory_bytes
+            What one track's weights may fill; larger ones are read again for every token.
         """
         whole = Combination(Pruning(), None, (), [self.dense])
         pairs = [(c, track) for c in (whole, *self.combinations) for track in c.open_tracks if track.store is not None]
@@ -121,6 +123,7 @@ class Behaviour:
             self.progress("generation", done, len(pairs))
             with track.clock.phase("evaluate"), combination.outside_layers(self.walk, track, self.outside):
                 if track.store is not None:
+                    track.store.recall(memory_bytes, self.walk.device)
                     tokens[id(track)] = generate(self.walk, prompts, GENERATED_TOKENS, plain, track.store)
             track.store = None
         self.progress("generation", len(pairs), len(pairs))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsehpc.behaviour import Behaviour
-from sparsehpc.combinations import Combination, collect
+from sparsehpc.combinations import Combination, dense_norms
 from sparsehpc.core.errors import CellError, SparseHPCError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
@@ -117,33 +117,43 @@ class _Walk:
         self.lengths = [len(window) for window in evaluation.ids]
         self.plain: list[dict[str, torch.Tensor]] = []
         self.outside: dict[str, torch.Tensor] = {}
-        self.spill = memory_bytes is not None and self._wanted_bytes(cells) > memory_bytes
+        self.memory_bytes = memory_bytes
+        hidden = self._hidden_bytes(cells)
+        self.spill_hidden = memory_bytes is not None and hidden > memory_bytes // 2
+        self.spill_weights = memory_bytes is not None and self._kept_bytes(cells) + hidden > memory_bytes
         self.dense = self._track(DENSE, None, DEFAULT_TARGETS)
         self.dense_cells = [cell for cell in cells if cell.is_dense]
         self.combinations = self._combinations([cell for cell in cells if not cell.is_dense])
 
     # -- setting up -------------------------------------------------------------------------------------------
 
-    def _wanted_bytes(self, cells: Sequence[Cell]) -> int:
-        """Bytes that all streams, and all weights kept for generation, would hold in memory."""
-        streams = len(cells) + 2
-        hidden = HiddenStates.nbytes(self.lengths, self.structure.hidden, self.walk.dtype)
-        hidden += sum(
-            HiddenStates.nbytes([len(w) for w in text.ids], self.structure.hidden, self.walk.dtype)
-            for text in self.calibrations.values()
-        )
-        weights = self.structure.params_total * self.walk.dtype.itemsize if self.prompts is not None else 0
-        # A CSR copy at low sparsity takes up to three times the dense weights.
-        return streams * (hidden + 3 * weights)
+    def _hidden_bytes(self, cells: Sequence[Cell]) -> int:
+        """Bytes that the hidden states of all streams would hold in memory."""
+        width, dtype = self.structure.hidden, self.walk.dtype
+        streams = 1 + len(cells) + len({cell.pruning for cell in cells})
+        evaluation = HiddenStates.nbytes(self.lengths, width, dtype)
+        texts = [
+            self.calibrations[pruning.calibration].ids
+            for pruning in {cell.pruning for cell in cells}
+            if pruning.calibration is not None
+        ]
+        calibration = sum(HiddenStates.nbytes([len(window) for window in ids], width, dtype) for ids in texts)
+        return streams * evaluation + calibration
+
+    def _kept_bytes(self, cells: Sequence[Cell]) -> int:
+        """Bytes of all weights that are kept for generation; a CSR copy takes up to three times the dense ones."""
+        if self.prompts is None:
+            return 0
+        return 3 * (1 + len(cells)) * self.structure.params_total * self.walk.dtype.itemsize
 
     def _hidden(self, lengths: list[int], name: str) -> HiddenStates:
-        file = self.scratch / f"{name}.hidden" if self.spill else None
+        file = self.scratch / f"{name}.hidden" if self.spill_hidden else None
         return HiddenStates(lengths, self.structure.hidden, self.walk.dtype, self.cell.device, file)
 
     def _track(self, variant: str, cell: Cell | None, targets: tuple[str, ...], name: str = DENSE) -> Track:
         store = None
         if self.prompts is not None and (cell is not None or variant == DENSE):
-            store = LayerStore(self.scratch / f"{name}.layers" if self.spill else None)
+            store = LayerStore(self.scratch / f"{name}.layers" if self.spill_weights else None)
         prunable = frozenset(p.name for p in self.structure.prunable(targets))
         return Track(variant, self._hidden(self.lengths, name), prunable, store, cell)
 
@@ -183,7 +193,8 @@ class _Walk:
         self._outside()
         behaviour = Behaviour(self.walk, self.dense, self.combinations, self.outside, self.progress)
         rows = behaviour.windows(self.evaluation)
-        tokens = {} if self.prompts is None else behaviour.continuations(self.prompts, self.plain)
+        free = None if self.memory_bytes is None else self.memory_bytes // 2
+        tokens = {} if self.prompts is None else behaviour.continuations(self.prompts, self.plain, free)
         self._report(finished, rows, tokens)
 
     def close(self) -> None:
@@ -241,29 +252,12 @@ class _Walk:
 
     def _dense_norms(self, calibration: Calibration, wanted: Collection[str]) -> dict[str, torch.Tensor]:
         """Input norms of the dense model's linears over one calibration text, by weight name."""
-        windows = self.calibrations[calibration].ids
-        lengths = [len(window) for window in windows]
-        hidden = self._hidden(lengths, "dense-calibration")
-        norms: dict[str, torch.Tensor] = {}
+        text = self.calibrations[calibration]
+        hidden = self._hidden([len(window) for window in text.ids], "dense-calibration")
         try:
-            self.walk.load_outside()
-            for window, array in enumerate(windows):
-                hidden[window], _ = self.walk.embed(torch.from_numpy(array)[None])
-            self.walk.unload_outside()
-            for layer in range(self.structure.layers):
-                self.progress("dense calibration", layer, self.structure.layers)
-                self.walk.load(layer)
-                names = [p.name for p in self.structure.in_layer(layer) if p.name in wanted]
-
-                def step(window: int, layer: int = layer) -> None:
-                    hidden[window] = self.walk.run(layer, hidden[window], self.walk.call(lengths[window]))
-
-                found = collect(self.walk, names, len(lengths), step, ("input_norm",))
-                norms |= {name: statistics["input_norm"] for name, statistics in found.items()}
-                self.walk.unload(layer)
+            return dense_norms(self.walk, text, hidden, wanted, self.progress)
         finally:
             hidden.close()
-        return norms
 
     def _embed(self) -> None:
         with self.clock.phase("load"):

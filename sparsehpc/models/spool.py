@@ -45,6 +45,15 @@ class LayerStore:
         save_file(arrays, self._folder / f"{layer}.safetensors")
         self._shapes[layer] = {name: (variant, storage.shape, storage.dtype) for name, storage in stored.items()}
 
+    def recall(self, memory_bytes: int | None, device: str) -> None:
+        """Bring all layers back to memory where they fit: generation walks them once for every token."""
+        if self._folder is None:
+            return
+        packed = sum(file.stat().st_size for file in self._folder.iterdir())
+        if memory_bytes is None or packed <= memory_bytes:
+            self._layers = {layer: self.get(layer, device) for layer in self._shapes}
+            self._folder = None
+
     def get(self, layer: int, device: str) -> dict[str, Stored]:
         """Return one layer's storage."""
         if self._folder is None:
