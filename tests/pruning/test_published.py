@@ -251,7 +251,7 @@ def test_the_inverse_of_the_factor_is_the_published_one():
     _, x = problem(columns=300, tokens=900)
     hessian = x.double().T @ x.double()
     found = factor(hessian, 0.01, "w")
-    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(300)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(300).double()
     assert torch.allclose(found.upper @ found.upper.T, damped, rtol=1e-12, atol=1e-12 * float(damped.max()))
     expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     inverse = torch.linalg.inv(found.upper)
