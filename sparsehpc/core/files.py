@@ -36,6 +36,13 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def give_usual_mode(path: Path) -> None:
+    """Give a file the mode that the user's umask grants new files; some libraries leave 0600 in shared folders."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's entries; a file system that cannot do so is left as it is."""
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsehpc.core.errors import UserError, unknown
 from sparsehpc.core.spec import DTYPES
-from sparsehpc.models import gguf_file
+from sparsehpc.models import gguf_source
 from sparsehpc.models.byte_tokenizer import write_byte_tokenizer
 from sparsehpc.models.family import family_of, structure_from_config
 from sparsehpc.models.seal import seal
@@ -172,12 +172,12 @@ def _tokenizer(
     if prepared is not None:
         return prepared / "tokenizer.json"
     try:
-        path = gguf_file.source_path(lender)
+        path = gguf_source.source_path(lender)
     except UserError:
         progress(f"{lender.shipped.package} is not installed: one token per byte instead of its tokenizer")
         return None
     progress(f"converting the tokenizer of {_LENDER}")
-    gguf_file.write_tokenizer(path, folder)
+    gguf_source.write_tokenizer(path, folder)
     return folder / "tokenizer.json"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import flush_folder, write_text
 from sparsehpc.models import folder as folder_source
-from sparsehpc.models import gguf_file, hub, random_weights
+from sparsehpc.models import gguf_source, hub, random_weights
 from sparsehpc.models.home import home, safe_name
 from sparsehpc.models.snapshot import MANIFEST, Snapshot, snapshot_folder
 from sparsehpc.models.target import Target, resolve
@@ -27,8 +27,8 @@ _ABANDONED_S = 24 * 3600
 
 _BUILDERS: dict[str, Build] = {
     "hub": hub.build,
-    "package": gguf_file.build,
-    "gguf": gguf_file.build,
+    "package": gguf_source.build,
+    "gguf": gguf_source.build,
     "folder": folder_source.build,
     "random": random_weights.build,
 }
@@ -106,7 +106,7 @@ def _intact(target: Target) -> Snapshot | None:
 
 def _source_changed(target: Target, source: Any) -> bool:
     if target.kind in ("package", "gguf"):
-        now = gguf_file.fingerprint(gguf_file.source_path(target))
+        now = gguf_source.fingerprint(gguf_source.source_path(target))
         # Installing a package again changes its files' times, not their content.
         keys = ("bytes",) if target.kind == "package" else ("bytes", "mtime_ns")
         return any(source.get(key) != now[key] for key in keys)

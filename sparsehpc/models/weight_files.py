@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sparsehpc.core.errors import UserError
+from sparsehpc.core.files import give_usual_mode
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +169,9 @@ class ShardWriter:
     def _flush(self) -> None:
         from safetensors.torch import save_file
 
-        save_file(self._pending, str(self._temporary(len(self._shards))), metadata={"format": "pt"})
+        shard = self._temporary(len(self._shards))
+        save_file(self._pending, str(shard), metadata={"format": "pt"})
+        give_usual_mode(shard)
         self._shards.append(list(self._pending))
         self._bytes += self._pending_bytes
         self._pending, self._pending_bytes = {}, 0

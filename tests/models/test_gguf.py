@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sparsehpc.core.errors import UserError
-from sparsehpc.models.gguf_file import GGUFModel, package_file, read_q4_1
+from sparsehpc.models.gguf_file import GGUFModel, package_file
+from sparsehpc.models.gguf_source import read_q4_1
 from sparsehpc.models.snapshot import open_snapshot, structure_of
 from sparsehpc.models.sources import offline_preparable, prepare
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sparsehpc.models.gguf_file import package_file, read_q4_1
+from sparsehpc.models.gguf_file import package_file
+from sparsehpc.models.gguf_source import read_q4_1
 from sparsehpc.models.snapshot import open_snapshot
 from sparsehpc.models.sources import prepare
 

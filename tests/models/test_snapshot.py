@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
@@ -149,3 +150,14 @@ def test_tensors_spread_over_shards(tmp_path, tiny, monkeypatch):
     names = [p.name for p in one.structure.parameters]
     left, right = many.read(names), one.read(names)
     assert all(torch.equal(left[n], right[n]) for n in names)
+
+
+def test_weights_are_readable_as_the_umask_says(tmp_path, tiny):
+
+    before = os.umask(0o027)
+    try:
+        snapshot = write_random_snapshot(tiny["llama"], tmp_path / "shared", 0)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in snapshot.path.glob("*.safetensors")}
+    assert set(modes.values()) == {"0o640"}
