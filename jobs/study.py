@@ -195,7 +195,10 @@ class _Reader:
 
     def options(self, rest: Mapping[str, Any], methods: object, place: str) -> dict[str, tuple[Scalar, ...]]:
         """Keys of a grid that are no axis: each must be an option of one of the grid's methods."""
-        named = [name for name in methods if name in METHODS] if isinstance(methods, list) else []
+        written = methods if isinstance(methods, list) else []
+        named = [name for name in written if name in METHODS]
+        if len(named) < len(written) or not written:
+            named = METHODS.names()  # which methods are meant is told elsewhere; any method's option is no second error
         accepted: dict[str, tuple[Scalar, ...]] = {}
         for key, value in rest.items():
             owners = [name for name in named if key in _keys(METHODS.get(name).options_type)]
