@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsehpc.models.hidden import HiddenStates
     from sparsehpc.models.stream import LayerWalk
     from sparsehpc.models.structure import Parameter
+    from sparsehpc.text.windows import TokenWindows
 
 Statistics = dict[str, dict[str, "torch.Tensor"]]
 
@@ -67,6 +68,50 @@ def collect(
             step(window)
     results = {name: found.result() for name, found in collectors.items()}
     return {name: results[leader] for name, leader in leaders.items()}
+
+
+def dense_norms(
+    walk: LayerWalk,
+    text: TokenWindows,
+    hidden: HiddenStates,
+    wanted: Collection[str],
+    progress: Callable[[str, int, int], None],
+) -> dict[str, torch.Tensor]:
+    """Input norms of the dense model's linears over one calibration text, by weight name.
+
+    Parameters
+    ----------
+    walk
+        The walk; it holds no weights afterwards.
+    text
+        Calibration windows.
+    hidden
+        Room for their hidden states; overwritten.
+    wanted
+        Names of the weights; those outside decoder layers are passed over.
+    progress
+        Called with a stage, steps done and steps in all.
+    """
+    import torch
+
+    lengths = [len(window) for window in text.ids]
+    norms: dict[str, torch.Tensor] = {}
+    walk.load_outside()
+    for window, array in enumerate(text.ids):
+        hidden[window], _ = walk.embed(torch.from_numpy(array)[None])
+    walk.unload_outside()
+    for layer in range(walk.structure.layers):
+        progress("dense calibration", layer, walk.structure.layers)
+        walk.load(layer)
+        names = [p.name for p in walk.structure.in_layer(layer) if p.name in wanted]
+
+        def step(window: int, layer: int = layer) -> None:
+            hidden[window] = walk.run(layer, hidden[window], walk.call(lengths[window]))
+
+        found = collect(walk, names, len(lengths), step, ("input_norm",))
+        norms |= {name: statistics["input_norm"] for name, statistics in found.items()}
+        walk.unload(layer)
+    return norms
 
 
 @dataclasses.dataclass(slots=True)
