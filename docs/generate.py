@@ -135,6 +135,9 @@ def method_page(method: type[Method]) -> str:
 | patterns | {_codes(method.patterns)} |
 | allocations | {_codes(method.allocations)} |
 | `refit = true` possible | {_yes(method.refits)} |
+| cost | {_escape(method.cost)} |
+| when to use it | {_escape(method.advice)} |
+| published code differs | {_escape(method.differs)} |
 | code | `{_source(method)}` |
 
 ## Options

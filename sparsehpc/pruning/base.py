@@ -86,6 +86,8 @@ class Method(ABC):
     ----------
     name, title, citation, formula
         For tables, documentation and the methods paragraph.
+    cost, advice, differs
+        What it costs, when to use it, and where it departs from its published code; for the documentation.
     statistics
         Statistics of the layer inputs it needs; empty for methods without data.
     patterns
@@ -102,6 +104,9 @@ class Method(ABC):
     title: ClassVar[str]
     citation: ClassVar[str]
     formula: ClassVar[str]
+    cost: ClassVar[str]
+    advice: ClassVar[str]
+    differs: ClassVar[str]
     statistics: ClassVar[tuple[Statistic, ...]] = ()
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
     allocations: ClassVar[tuple[str, ...]] = ("default",)

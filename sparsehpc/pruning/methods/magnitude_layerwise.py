@@ -22,6 +22,12 @@ class MagnitudeLayerwise(Method):
         "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015"
     )
     formula = "score = |w|; the floor(s n) smallest of the n weights of each matrix go"
+    cost = "One pass over each matrix."
+    advice = "What many papers call magnitude pruning: compare with it when you compare with their tables."
+    differs = (
+        "Published code takes a threshold at sorted index k and removes everything at or below it: at least "
+        "one weight more, and an error at 100 %. Here exactly floor(s n) go, ties by index."
+    )
     patterns = ("unstructured", "block8x8", "block16x16")
     allocations = ("default", "uniform", "owl")
     learned_allocations = ("owl",)

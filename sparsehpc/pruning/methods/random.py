@@ -26,6 +26,9 @@ class Random(Method):
     title = "Random"
     citation = "Liu et al.: The Unreasonable Effectiveness of Random Pruning, ICLR 2022"
     formula = "score ~ uniform; the floor(s n) lowest of the n weights of each matrix go"
+    cost = "One random number a weight (or block)."
+    advice = "The floor: a score that does not beat it carries no information."
+    differs = "The draw depends on seed and tensor name, not on the order of tensors or the device."
     patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
     allocations = ("default", "uniform")
     refits = True

@@ -44,6 +44,12 @@ class Ria(Method):
         "Zhang, Bai, Lin, Zhao, Hou, Cannistraci: Plug-and-Play: An Efficient Post-training Pruning Method, ICLR 2024"
     )
     formula = "score = (|w_ij| / sum_i |w_ij| + |w_ij| / sum_j |w_ij|) ||x_j||_2^a; lowest of each output row go"
+    cost = "As Wanda."
+    advice = "Where Wanda removes whole input or output channels that hold little weight."
+    differs = (
+        "Published code ranks over the whole matrix unless told otherwise, and permutes columns before N:M; "
+        "here rows are compared, and columns stay where they are."
+    )
     statistics = ("input_norm",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")
     allocations = ("default", "uniform", "owl")

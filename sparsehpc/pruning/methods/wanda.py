@@ -23,6 +23,18 @@ class Wanda(Method):
     title = "Wanda"
     citation = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
     formula = "score = |w_ij| ||x_j||_2; the floor(s n) lowest of the n weights of each output row go"
+    cost = (
+        "Two forward passes of the calibration text through each layer, and one selection per row; no "
+        "inverse, no update."
+    )
+    advice = (
+        "The first calibrated method to try: nearly free, close to SparseGPT at 50 %. Add refit where weights "
+        "may change."
+    )
+    differs = (
+        "Published code counts the weights it removes in N:M and divides squared norms by sequences, which "
+        "changes no mask. Its 'variant' that searches a threshold per row is not offered."
+    )
     statistics = ("input_norm",)
     patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
     allocations = ("default", "uniform", "owl", "global")
