@@ -120,6 +120,8 @@ class Format(ABC):
         Whether `Stored.decode` returns the encoded weights bit for bit.
     reference
         Whether the format stores the dense weights and is shown as a reference (``dense-int8``, ...).
+    by_row
+        Whether the arrays can be cut between rows, as `sparsehpc.formats.rows` does it.
     study_buffers
         Whether the old study's accounting lost these weights (it kept CSR arrays as buffers, not parameters).
     """
@@ -128,6 +130,7 @@ class Format(ABC):
     summary: ClassVar[str]
     lossless: ClassVar[bool] = True
     reference: ClassVar[bool] = False
+    by_row: ClassVar[bool] = True
     study_buffers: ClassVar[bool] = False
 
     @classmethod

@@ -121,6 +121,7 @@ class Bsr(Format):
 
     name = "bsr"
     summary = "block sparse rows: dense blocks of the pattern's size, 32-bit block indices and offsets"
+    by_row = False
     study_buffers = True
 
     @classmethod

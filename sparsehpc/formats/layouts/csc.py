@@ -112,6 +112,7 @@ class Csc(Format):
 
     name = "csc"
     summary = "compressed sparse columns, 32-bit row indices and offsets"
+    by_row = False
     study_buffers = True
 
     @classmethod
