@@ -104,9 +104,9 @@ class Method(ABC):
     title: ClassVar[str]
     citation: ClassVar[str]
     formula: ClassVar[str]
-    cost: ClassVar[str]
-    advice: ClassVar[str]
-    differs: ClassVar[str]
+    cost: ClassVar[str] = ""
+    advice: ClassVar[str] = ""
+    differs: ClassVar[str] = ""
     statistics: ClassVar[tuple[Statistic, ...]] = ()
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
     allocations: ClassVar[tuple[str, ...]] = ("default",)

@@ -159,5 +159,10 @@ def test_the_walk_equals_the_whole_model(family, changes, tiny_snapshot, tmp_pat
     assert nll == pytest.approx(expected_nll, rel=1e-5)
 
 
+def test_shipped_methods_fill_their_page():
+    for name, kind in METHODS:
+        assert min(len(kind.cost), len(kind.advice), len(kind.differs)) > 10, name
+
+
 def test_calibrated_methods_all_learn():
     assert {name for name, kind in METHODS if kind.statistics} == {"admm", "ria", "sparsegpt", "wanda"}
