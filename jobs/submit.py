@@ -122,6 +122,13 @@ def run_queue(run: RunFolder, profile: Profile) -> Queue:
     return Queue(run.submissions, interval_s=limits.poll_interval_s, accounting=limits.accounting)
 
 
+def settle_run(run: RunFolder, profile: Profile) -> None:
+    """Find out what became of submissions whose sender was stopped, and write it down."""
+    if run.submissions.is_dir():
+        with submitting(run):
+            settle(track(run, run_queue(run, profile), fresh=True))
+
+
 def propose(
     study: Study,
     plan: Plan,

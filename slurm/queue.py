@@ -31,6 +31,8 @@ _SACCT = "JobID,JobName%100,State,ExitCode,MaxRSS,ElapsedRaw,NodeList"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 Key = tuple[str, int]
+#: Index of what is said of all tasks of an array that are not named: those cancelled before they started.
+REST = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +113,10 @@ class Snapshot:
         if not self.accounting_answered:
             found.append("sacct did not answer: causes come from files and from squeue only")
         return found
+
+    def task(self, job_name: str, task: int) -> TaskState | None:
+        """State of one task; None where the scheduler does not know it."""
+        return self.tasks.get((job_name, task)) or self.tasks.get((job_name, REST))
 
     def ids(self, job_name: str) -> set[str]:
         """Ids of the arrays that carry a name."""
@@ -278,17 +284,17 @@ def parse_sacct(text: str) -> dict[Key, TaskState]:
 
 
 def _indices(text: str) -> list[int]:
-    """``7``, ``[3-5,9%2]`` or nothing (a plain job, task 0).
+    """``7``, ``[3-5,9%2]`` or nothing: a plain job, or all tasks that are not named.
 
     >>> _indices("7"), _indices("[3-5,9%2]"), _indices("N/A")
-    ([7], [3, 4, 5, 9], [0])
+    ([7], [3, 4, 5, 9], [-1])
     """
     found: list[int] = []
     for part in re.sub(r"%\d+", "", text.strip("[]")).split(","):
         low, _, high = part.partition("-")
         if low.isdigit():
             found.extend(range(int(low), int(high or low) + 1))
-    return found or [0]
+    return found or [REST]
 
 
 def _int(text: str) -> int:

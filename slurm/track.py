@@ -88,7 +88,7 @@ class Tracker:
         for cell_id, (submission, task) in ledger.latest(self.submissions).items():
             key = (submission.submission_id, task)
             if key not in tasks:
-                state = self.snapshot.tasks.get((submission.job_name, task))
+                state = self.snapshot.task(submission.job_name, task)
                 tasks[key] = Place(submission, task, self._stand(submission, state), state)
             found[cell_id] = tasks[key]
         return found
@@ -118,34 +118,37 @@ def track(run: RunFolder, queue: Queue, *, fresh: bool = False) -> Tracker:
     alive = [submission for submission in submissions if submission.fate != "refused"]
     since = min((submission.made for submission in alive), default=datetime.datetime.now(datetime.UTC))
     snapshot = queue.look((submission.job_name for submission in alive), since, fresh=fresh)
-    submissions = [_settle(run, submission, snapshot, write=False) for submission in submissions]
+    submissions = [_settled(run, submission, snapshot) for submission in submissions]
     return Tracker(run, tuple(submissions), snapshot, (*problems, *snapshot.problems))
 
 
 def settle(tracker: Tracker) -> Tracker:
     """Write down what became of submissions whose sender was stopped before it could; to be called under the lock."""
-    settled = [_settle(tracker.run, submission, tracker.snapshot, write=True) for submission in tracker.submissions]
-    return dataclasses.replace(tracker, submissions=tuple(settled))
+    for item in tracker.submissions:
+        folder = item.folder(tracker.run)
+        if item.fate != "open" and not (folder / ledger.JOB).exists():
+            if item.fate == "refused":
+                # Should an sbatch that is still on its way be accepted after all, its tasks find nothing to run.
+                (folder / PAYLOAD).unlink(missing_ok=True)
+            ledger.record_fate(tracker.run, item, item.fate, job_id=item.job_id, words=item.words)
+    return tracker
 
 
-def _settle(run: RunFolder, submission: Submission, snapshot: Snapshot, *, write: bool) -> Submission:
+def _settled(run: RunFolder, submission: Submission, snapshot: Snapshot) -> Submission:
     """Fate of an open submission: by its logs, by the scheduler's list; refused only where both rule it out."""
     if submission.fate != "open":
         return submission
     from_logs = ledger.job_id_from_logs(submission.folder(run))
     ids = snapshot.ids(submission.job_name) | ({from_logs} if from_logs else set())
     if ids:
-        fate, job_id, words = "accepted", min(ids, key=int), "found by its name"
-    elif snapshot.queue_answered and datetime.datetime.now(datetime.UTC) - submission.made > _settling_time(snapshot):
-        fate, job_id, words = "refused", "", "the scheduler never had it: its sender was stopped before"
-    else:
-        return submission
-    if write:
-        if fate == "refused":
-            # Should an sbatch that is still on its way be accepted after all, its tasks find nothing to run.
-            (submission.folder(run) / PAYLOAD).unlink(missing_ok=True)
-        return ledger.record_fate(run, submission, fate, job_id=job_id, words=words)  # type: ignore[arg-type]
-    return dataclasses.replace(submission, fate=fate, job_id=job_id, words=words)  # type: ignore[arg-type]
+        return dataclasses.replace(
+            submission, fate="accepted", job_id=min(ids, key=int), words="found by its name or its logs"
+        )
+    age = datetime.datetime.now(datetime.UTC) - submission.made
+    if snapshot.queue_answered and age > _settling_time(snapshot):
+        words = "the scheduler never had it: its sender was stopped before"
+        return dataclasses.replace(submission, fate="refused", words=words)
+    return submission
 
 
 def _settling_time(snapshot: Snapshot) -> datetime.timedelta:

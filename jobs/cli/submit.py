@@ -39,16 +39,20 @@ def submit(
     """
     import shutil
 
+    from jobs.folder import default_folder
     from jobs.plan import make_plan
     from jobs.study import find_study, load_study
-    from jobs.submit import TOTALS, class_totals, propose, script_of, send_all
+    from jobs.submit import TOTALS, class_totals, propose, script_of, send_all, settle_run
     from slurm.profile import load_profile
     from sparsehpc.core.errors import UserError
+    from sparsehpc.core.layout import RunFolder
 
     loaded = load_study(find_study(study))
     cluster = load_profile(profile)
     plan = make_plan(loaded)
     live = shutil.which("squeue") is not None and not dry_run
+    if live:
+        settle_run(RunFolder((out or default_folder(loaded)).absolute()), cluster)
     proposal = propose(loaded, plan, cluster, out=out, pack=pack, ask_cluster=live)
     if not json:
         echo(

@@ -44,7 +44,8 @@ def slurm_conf(folder: Path, ports: Ports, options: Options, user: str, host: st
     """Text of slurm.conf.
 
     No cgroups are needed. ``OverMemoryKill`` with a sampling period of one second enforces memory; three slurmd on
-    one host tell themselves apart by name and port.
+    one host tell themselves apart by name and port. A requeued job waits until its credential has expired, hence the
+    short life of one.
     """
     accounting = f"""
 AccountingStorageType=accounting_storage/slurmdbd
@@ -66,7 +67,7 @@ SlurmctldPort={ports.controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -96,7 +97,7 @@ JobRequeue=1
 MaxArraySize={options.max_array_size}
 MaxJobCount=5000
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=2,requeue_delay=1
+SchedulerParameters=sched_interval=1,sched_min_interval=100000,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {accounting}

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_an_array_returns_results_and_tells_why_tasks_died(bed, tmp_path, wait_f
     assert snapshot.tasks["causes", 3].peak_bytes > SMALL.memory_mib << 20
     scratch = jobs[5].result()
     assert "sparsehpc-" in scratch
-    assert not os.path.exists(scratch)
+    assert not Path(scratch).exists()
     assert stat.S_IMODE((folder / "payload.pkl").stat().st_mode) == 0o600
 
 

@@ -1,0 +1,244 @@
+"""Faults injected on a real Slurm; afterwards the tables are those of an undisturbed run, byte for byte.
+
+Each test breaks jobs in its own run folder and its own jobs, so that nodes may be shared; what breaks the cluster
+itself (a node, the controller, the accounting) comes last, in `test_outages`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cluster_tools import read_tables, slurm, task_processes, write_study
+
+from slurm.ledger import read_ledger
+from sparsehpc.core.layout import RunFolder
+
+
+def submit(cli, study, run, *words, profile="testbed", pack="3"):
+    answer = cli(
+        "submit", study, "--profile", profile, "--out", run, "--yes", "--no-aggregate", "--pack", pack, "--json", *words
+    )
+    assert answer.code == 0, answer.said
+    return json.loads(answer.out)["job_ids"]
+
+
+def test_killed_and_cancelled_and_requeued_tasks(bed, few, cli, status, finish, tmp_path, undisturbed, wait_for):
+    """kill -9 of a task, of a whole step, scancel and scontrol requeue, each on one task of the same array."""
+    run = tmp_path / "run"
+    [job] = submit(cli, few, run)  # three tasks of three cells: 0 is killed, 1 cancelled, 2 requeued
+    wait_for(lambda: {task for _, task in task_processes(job)} == {0, 1, 2}, "three running tasks")
+    for pid, task in task_processes(job):
+        if task == 0:
+            os.kill(pid, signal.SIGKILL)
+    slurm("scancel", f"{job}_1")
+    slurm("scontrol", "requeue", f"{job}_2")
+    found = finish(run)
+    assert found["cells"]["done"] == 9
+    ledger, _ = read_ledger(RunFolder(run))
+    assert len(ledger) == 2, "one retry for the killed and the cancelled task"
+    assert sum(map(len, ledger[1].tasks)) == 6
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_a_killed_step_is_lost_and_says_so(bed, few, cli, settled, finish, tmp_path, undisturbed, wait_for):
+    run = tmp_path / "run"
+    [job] = submit(cli, few, run, pack="9")
+    wait_for(lambda: task_processes(job), "a running task")
+    slurm("scancel", "--signal=KILL", f"{job}_0")  # every process of the step at once
+    found = settled(run)
+    assert found["failed_by_cause"] == {"LOST": 9}
+    cell = next(iter(found["states"]))
+    said = cli("logs", run, cell[:8]).out
+    assert "signal 9" in said
+    assert "sparsehpc retry" in said
+    finish(run)
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_too_little_memory_gets_twice_as_much(bed, study_folder, few, cli, settled, finish, tmp_path, undisturbed):
+    study, run = write_study(study_folder, "few", {"memory_gib = 1": "memory_gib = 0.125"}), tmp_path / "run"
+    submit(cli, study, run, pack="9")
+    found = settled(run)
+    assert found["failed_by_cause"] == {"OOM": 9}
+    finish(run)
+    asked = [item.resources["memory_gib"] for item in read_ledger(RunFolder(run))[0]]
+    assert asked == [0.125 * 2**n for n in range(len(asked))]
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_too_little_time_gets_more(bed, study_folder, few, cli, settled, finish, profile, tmp_path, undisturbed):
+    study, run = write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}), tmp_path / "run"
+    submit(cli, study, run, profile=profile("setup = ['sleep 200']", "min_minutes = 1"), pack="9")
+    found = settled(run)
+    assert found["failed_by_cause"] == {"TIME": 9}
+    finish(run, "--profile", "testbed")
+    assert [item.resources["minutes"] for item in read_ledger(RunFolder(run))[0]] == [1, 15]
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_preempted_jobs_start_again_by_themselves(bed, few, cli, settled, profile, tmp_path, undisturbed, wait_for):
+    run = tmp_path / "run"
+    [job] = submit(cli, few, run, profile=profile("partition = 'spot'"), pack="9")
+    wait_for(lambda: task_processes(job), "a running task")
+    urgent = slurm(
+        "sbatch", "--parsable", "--partition=urgent", "--account=testbed", "--exclusive", "--nodes=2", "--time=1",
+        "--output=/dev/null", "--wrap=sleep 1",
+    )  # fmt: skip
+    wait_for(lambda: "PREEMPTED" in slurm("sacct", "-n", "-X", "-D", "-j", job, "-o", "State%20"), "preemption")
+    assert urgent.strip().isdigit()
+    found = settled(run)
+    assert (found["cells"]["done"], len(read_ledger(RunFolder(run))[0])) == (9, 1)
+    assert read_tables(run) == undisturbed(few)
+    log = next(run.glob("submissions/*/*_log.err")).read_text()
+    assert "restart 1" in log
+
+
+def test_damaged_shards_are_seen_and_computed_again(bed, few, cli, settled, status, finish, tmp_path, undisturbed):
+    """Truncated, bit-flipped, replaced by a folder, and row without figures."""
+    run = tmp_path / "run"
+    submit(cli, few, run, pack="9")
+    found = settled(run)
+    truncated, flipped, folder, bare, *_ = (RunFolder(run).cell(cell) for cell in found["states"])
+    truncated.row.write_bytes(truncated.row.read_bytes()[:-100])
+    data = bytearray(flipped.measurements.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.measurements.write_bytes(data)
+    folder.row.unlink()
+    folder.row.mkdir()
+    bare.measurements.unlink()
+    assert status(run)["cells"]["damaged"] == 3, "the flipped bit shows only when all is read"
+    assert json.loads(cli("status", run, "--verify", "--json").out)["cells"]["damaged"] == 4
+    cli("aggregate", run)
+    assert status(run)["cells"]["damaged"] == 4, "what aggregation found stays known"
+    finish(run)
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_two_writers_of_the_same_cells_leave_whole_shards(bed, few, cli, settled, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    submit(cli, few, run, pack="9")
+    [item], _ = read_ledger(RunFolder(run))
+    cells = item.tasks[0]
+    script = item.folder(RunFolder(run)) / "submit.sh"
+    again = slurm("sbatch", "--parsable", str(script)).strip()  # the same array once more, as after a lost answer
+    settled(run)
+    other = subprocess.run(
+        [sys.executable, "-m", "jobs", "cell", str(run), *cells], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 0, other.stderr
+    slurm("scancel", again)
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_a_full_disk_is_no_ones_bug(bed, few, cli, settled, finish, tmp_path, undisturbed):
+    run = tmp_path / "mount"
+    run.mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=6m", "tmpfs", str(run)):
+        run = run / "run"
+        submit(cli, few, run, pack="9")
+        filler = run.parent / "filler"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        found = settled(run)
+        assert found["cells"]["done"] == 0
+        assert set(found["failed_by_cause"]) <= {"NODE", "LOST"}, found
+        filler.unlink()
+        finish(run)
+        assert read_tables(run) == undisturbed(few)
+
+
+def test_a_read_only_run_folder_fails_clearly_and_recovers(bed, few, cli, settled, finish, tmp_path, undisturbed):
+    run, place = tmp_path / "place" / "run", tmp_path / "place"
+    place.mkdir()
+    with mounted("--bind", str(place), str(place)):
+        submit(cli, few, run, profile="testbed", pack="9")
+        settled(run)
+        shutil.rmtree(run / "cells")
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+        assert cli("status", run).code == 0
+        refused = cli("retry", run, "--yes")
+        assert refused.code == 2, refused.said
+        assert "cannot be written" in refused.err
+        subprocess.run(["mount", "-o", "remount,rw,bind", str(place)], check=True)
+        finish(run)
+        assert read_tables(run) == undisturbed(few)
+
+
+def test_a_node_whose_clock_is_wrong(bed, few, cli, settled, profile, tmp_path, undisturbed):
+    library = next(Path("/usr/lib").rglob("libfaketime.so.1"), None)
+    if library is None:
+        pytest.skip("no libfaketime; apt-get install -y libfaketime")
+    run = tmp_path / "run"
+    skewed = profile(
+        f"environment = {{ FAKETIME = '-3d', LD_PRELOAD = '{library}', FAKETIME_DONT_FAKE_MONOTONIC = '1' }}"
+    )
+    submit(cli, few, run, profile=skewed, pack="9")
+    found = settled(run)
+    assert found["cells"]["done"] == 9, found
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_code_changed_after_submission_is_said(bed, few, cli, settled, profile, tmp_path, undisturbed):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    root = Path(__file__).parents[2]
+    for package in ("sparsehpc", "jobs", "slurm", "aggregate"):
+        shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "jobs" / "pack.py").open("a").write("\n# another line\n")
+    submit(cli, few, run, profile=profile(f"environment = {{ PYTHONPATH = '{copy}' }}"), pack="9")
+    found = settled(run)
+    assert found["cells"]["done"] == 9
+    assert any("ran code that was changed after it was submitted" in problem for problem in found["problems"])
+    assert "the project's code was changed" in next(run.glob("submissions/*/*_log.err")).read_text()
+    assert read_tables(run) == undisturbed(few)
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o002])
+def test_the_users_umask_is_kept(bed, few, cli, settled, tmp_path, undisturbed, mask):
+    run, before = tmp_path / "run", os.umask(mask)
+    try:
+        submit(cli, few, run, pack="9")
+    finally:
+        os.umask(before)
+    found = settled(run)
+    assert found["cells"]["done"] == 9
+    cell = RunFolder(run).cell(next(iter(found["states"])))
+    assert stat.S_IMODE(cell.row.stat().st_mode) == 0o666 & ~mask
+    assert stat.S_IMODE(next(run.glob("submissions/*/payload.pkl")).stat().st_mode) == 0o600
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_a_payload_that_others_could_have_written_is_not_run(bed, few, cli, settled, finish, profile, tmp_path):
+    run = tmp_path / "run"
+    [job] = submit(cli, few, run, profile=profile("extra = { hold = true }"), pack="9")
+    next(run.glob("submissions/*/payload.pkl")).chmod(0o620)
+    slurm("scontrol", "release", job)
+    found = settled(run)
+    assert found["failed_by_cause"] == {"CODE": 9}
+    cell = next(iter(found["states"]))
+    assert "can be written by others" in cli("logs", run, cell).out
+    finish(run, "--force", "--profile", "testbed")
+
+
+@contextlib.contextmanager
+def mounted(*words):
+    """A mount for the time of a test; skipped where this user may not mount."""
+    answer = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        pytest.skip(f"mounting needs root: {answer.stderr.strip()}")
+    try:
+        yield
+    finally:
+        for _ in range(20):
+            if subprocess.run(["umount", words[-1]], capture_output=True, check=False).returncode == 0:
+                break
+            time.sleep(0.5)

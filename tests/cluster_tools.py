@@ -1,0 +1,107 @@
+"""A tiny study for tests on a real Slurm, and what looks at its jobs and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import subprocess
+from pathlib import Path
+
+STUDY = """\
+[study]
+name = "tiny"
+seed = 7
+
+[[models]]
+id = "random:model"
+resource = "small"
+
+[grid]
+methods = ["magnitude", "random"]
+sparsities = {sparsities}
+variants = ["masked", "csr"]
+
+[evaluation]
+corpus = "lines:texts.txt"
+windows = 3
+window_tokens = 24
+
+[resources.small]
+cpus = 1
+memory_gib = 1
+minutes = 15
+"""
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+}
+TEXTS = "The mill stands by the river.\nSeven geese crossed the road at noon.\nA letter came, late and wet.\n"
+#: What may differ between two runs of a study: when, where and how fast it ran.
+NOT_COMPARED = ("costs",)
+
+
+def write_study(folder: Path, cells: str, changes: dict[str, str] | None = None) -> Path:
+    """A study of 9 (``few``) or 201 (``many``) cells."""
+    count = {"few": 2, "many": 50}[cells]
+    text = STUDY.replace("{sparsities}", str([round(0.9 * (n + 1) / count, 3) for n in range(count)]))
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / f"{cells}{'-'.join((changes or {}).values()).replace(' ', '')}.toml"
+    path.write_text(text)
+    return path
+
+
+def read_tables(run: Path) -> dict[str, bytes]:
+    """Bytes of every table that two runs of a study must share."""
+    from aggregate.api import aggregate_run
+    from sparsehpc.core.layout import RunFolder
+
+    aggregate_run(RunFolder(run), figures=False)
+    return {
+        path.name: path.read_bytes() for path in sorted((run / "tables").iterdir()) if path.stem not in NOT_COMPARED
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a command line call came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+def task_processes(job_id: str) -> list[tuple[int, int]]:
+    """Process ids of an array's running tasks, with their index: the Python that computes cells."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and b"slurm.task" in (entry / "cmdline").read_bytes():
+                values = dict(
+                    pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair
+                )
+                ours = values.get(b"SLURM_ARRAY_JOB_ID", b"").decode() == job_id and b"SLURM_PROCID" in values
+                if ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
+                    found.append((int(entry.name), int(values[b"SLURM_ARRAY_TASK_ID"])))
+    return found
+
+
+def slurm(*command: str) -> str:
+    """Run one of Slurm's commands; its output."""
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 0, f"{command}: {answer.stdout}{answer.stderr}"
+    return answer.stdout
