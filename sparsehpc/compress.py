@@ -189,7 +189,7 @@ class Compression:
         storage = FORMATS.get(self.variant)
         stored = {name: storage.encode(weight, self.pruning.pattern) for name, weight in pruned.items()}
         plain = {name: tensor for name, tensor in tensors.items() if name not in stored}
-        return Section(layer, plain, stored, dict.fromkeys(stored, self.variant))
+        return Section(layer, plain, stored, {name: storage.chosen(item) for name, item in stored.items()})
 
 
 def check_combination(model: str, pruning: Pruning, variant: str, dtype: str, parameters: Sequence[Parameter]) -> None:

@@ -159,6 +159,11 @@ class Format(ABC):
         return cls.encode(weight, pattern)
 
     @classmethod
+    def chosen(cls, stored: Stored) -> str:
+        """Name of the format whose `from_components` rebuilds ``stored``; one that chooses among others says which."""
+        return cls.name
+
+    @classmethod
     @abstractmethod
     def from_components(
         cls, components: Mapping[str, torch.Tensor], shape: tuple[int, int], dtype: torch.dtype

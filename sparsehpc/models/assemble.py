@@ -79,7 +79,7 @@ class SharedProduct:
         """Output of one linear; the first that sees ``x`` computes all of them."""
         if self._input is not x or self._outputs[index] is None:
             self._input = x
-            self._outputs = list(self.stored.linear(x, self.bias).split(self.sizes, dim=-1))
+            self._outputs = list(self.stored.linear(x, self.bias).split_with_sizes(self.sizes, dim=-1))
         output = self._outputs[index]
         if output is None:
             raise SparseHPCError(f"{self.names[index]} has no output")

@@ -15,7 +15,7 @@ from sparsehpc.models.snapshot import Snapshot
 from sparsehpc.models.target import Target, read_config
 
 _COPIED = ("config.json", "generation_config.json")
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -89,7 +89,7 @@ def build_from(
 
 def fingerprint(folder: Path) -> dict[str, list[int]]:
     """Bytes and time of the last change of the files that make the model: notices a change without reading them."""
-    names = [*weight_file_names(folder), *_COPIED, *_TOKENIZER]
+    names = [*weight_file_names(folder), *_COPIED, *TOKENIZER_FILES]
     found = ((name, folder / name) for name in names)
     return {name: [file.stat().st_size, file.stat().st_mtime_ns] for name, file in found if file.is_file()}
 
@@ -97,7 +97,7 @@ def fingerprint(folder: Path) -> dict[str, list[int]]:
 def write_tokenizer(origin: Path, folder: Path, progress: Callable[[str], object]) -> None:
     """Copy ``tokenizer.json`` and what goes with it, or convert an older tokenizer (``vocab.json``, ...)."""
     if (origin / "tokenizer.json").is_file():
-        for name in _TOKENIZER:
+        for name in TOKENIZER_FILES:
             if (origin / name).is_file():
                 shutil.copyfile(origin / name, folder / name)
         return

@@ -29,6 +29,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "I64": ("int64", 8),
     "I32": ("int32", 4),
     "I16": ("int16", 2),
+    "U16": ("uint16", 2),
     "I8": ("int8", 1),
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),

@@ -58,7 +58,7 @@ def evaluation_windows(spec: Windows, tokenizer: Tokenizer, max_positions: int) 
 
 
 def calibration_windows(
-    spec: Calibration, evaluation_spec: Windows, tokenizer: Tokenizer, max_positions: int
+    spec: Calibration, evaluation_spec: Windows | None, tokenizer: Tokenizer, max_positions: int
 ) -> TokenWindows:
     """Windows that a pruning method learns from, drawn by seed from what evaluation does not use.
 
@@ -71,7 +71,7 @@ def calibration_windows(
     spec
         Corpus, number and length of the windows, and the seed.
     evaluation_spec
-        What evaluation reads.
+        What evaluation reads; None where nothing is evaluated and every window is open.
     tokenizer
         The model's tokenizer.
     max_positions
@@ -84,13 +84,13 @@ def calibration_windows(
     """
     if spec.seed < 0:
         raise UserError(f"calibration seed {spec.seed} is negative; seeds are 0, 1, 2, ...")
-    corpus, evaluated = open_corpus(spec.corpus), open_corpus(evaluation_spec.corpus)
-    same = corpus.key == evaluated.key
+    corpus = open_corpus(spec.corpus)
+    same = evaluation_spec is not None and corpus.key == open_corpus(evaluation_spec.corpus).key
     cut = _Cut.of(spec, tokenizer, max_positions, used_by=evaluation_spec if same else None)
     # With no window to spare every seed would draw the same set, and the spread over seeds would be a false zero.
     needed = spec.windows + (spec.seed != 0)
     if needed > cut.units:
-        used = f" after the {evaluation_spec.windows} evaluation windows" if same else ""
+        used = f" after the {evaluation_spec.windows} evaluation windows" if same and evaluation_spec else ""
         spare = f" (one more than drawn, so that seed {spec.seed} differs from seed 0)" if spec.seed else ""
         raise UserError(
             f"calibration corpus {spec.corpus!r} is too short: {cut.need(needed)} needed{spare}, "
@@ -98,7 +98,7 @@ def calibration_windows(
             "take fewer or shorter windows, or another calibration corpus",
         )
     windows = cut.windows(_draw(spec, corpus, cut.units))
-    if not same:
+    if evaluation_spec is not None and not same:
         _refuse_copies(windows, evaluation_windows(evaluation_spec, tokenizer, max_positions), spec, evaluation_spec)
     return windows
 
