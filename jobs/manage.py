@@ -51,8 +51,9 @@ def cancellable(run: RunFolder) -> list[Submission]:
     return track(run, queue_of(run), fresh=True).unfinished_jobs()
 
 
-def cancel_jobs(jobs: Sequence[Submission]) -> list[str]:
+def cancel_jobs(run: RunFolder, jobs: Sequence[Submission]) -> list[str]:
     """Cancel by name: it also reaches a job whose id was never learned. Returns what went wrong."""
+    queue_of(run).forget()
     user = f"--user={getpass.getuser()}"
     failed = [job for job in jobs if ask(["scancel", user, f"--name={job.job_name}"]) is None]
     return [f"scancel --name={job.job_name} failed; try again when the scheduler answers" for job in failed]

@@ -284,6 +284,7 @@ def send_arrays(
             sent.append(submission)
         if aggregate and sent:
             send_aggregation(run, profile, tracker, sent, queue, report)
+        queue.forget()
     return sent
 
 

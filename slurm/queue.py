@@ -188,6 +188,11 @@ class Queue:
             write_text(self.path, json.dumps(answer))
         return _snapshot(answer)
 
+    def forget(self) -> None:
+        """Ask anew next time: something was just submitted or cancelled."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
     def _cached(self) -> dict[str, Any] | None:
         try:
             cached: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ def cancel(run: Run, yes: Yes = False, json: Json = False) -> None:
     jobs = cancellable(folder)
     if jobs and not (yes or typer.confirm(f"cancel {len(jobs)} jobs?", err=True)):
         raise typer.Exit(1)
-    problems = cancel_jobs(jobs)
+    problems = cancel_jobs(folder, jobs)
     if json:
         echo_json({"cancelled": [job.job_name for job in jobs], "problems": problems})
     else:

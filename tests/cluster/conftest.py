@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -170,15 +171,17 @@ def finish(cli: Callable[..., Answer], settled: Callable[..., dict]) -> Callable
 
 
 @pytest.fixture
-def profile(tmp_path: Path) -> Callable[..., Path]:
-    """Write a profile like ``testbed`` with further lines."""
+def profile(home: Path) -> Callable[..., str]:
+    """Write a profile like ``testbed`` with further lines into the user's folder; its name."""
+    from slurm.profile import user_folder
 
-    def write(job: str = "", limits: str = "", name: str = "other") -> Path:
-        path = tmp_path / f"{name}.toml"
+    def write(job: str = "", limits: str = "", interval_s: float = 0.0, timeout_s: float = 20.0) -> str:
+        path = user_folder() / f"own-{uuid.uuid4().hex[:6]}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
-            "[limits]\nsubmit_interval_s = 0.0\npoll_interval_s = 2.0\nsbatch_timeout_s = 20.0\n"
+            f"[limits]\nsubmit_interval_s = {interval_s}\npoll_interval_s = 2.0\nsbatch_timeout_s = {timeout_s}\n"
             f"{limits}\n[job]\naccount = 'testbed'\nsignal_delay_s = 30\n{job}\n"
         )
-        return path
+        return path.stem
 
     return write

@@ -92,11 +92,8 @@ def test_a_submitter_killed_between_two_arrays_leaves_nothing_twice(
     bed, study_folder, few, cli, finish, profile, tmp_path, undisturbed, wait_for
 ):
     run = tmp_path / "run"
-    slow = (
-        profile(limits="max_array_tasks = 1").read_text().replace("submit_interval_s = 0.0", "submit_interval_s = 30.0")
-    )
-    (tmp_path / "slow.toml").write_text(slow)
-    words = ["submit", str(few), "--profile", str(tmp_path / "slow.toml"), "--out", str(run), "--yes", "--pack", "5"]
+    slow = profile(limits="max_array_tasks = 1", interval_s=60.0)
+    words = ["submit", str(few), "--profile", slow, "--out", str(run), "--yes", "--pack", "5"]
     process = subprocess.Popen([sys.executable, "-m", "jobs", *words, "--no-aggregate"], stderr=subprocess.DEVNULL)
     wait_for(lambda: any(item.fate == "accepted" for item in read_ledger(RunFolder(run))[0]), "the first array")
     os.kill(process.pid, signal.SIGKILL)
@@ -137,8 +134,7 @@ def test_sbatch_that_times_out_after_it_accepted(bed, few, cli, finish, profile,
     fake.parent.mkdir()
     fake.write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\nsleep 60\n')
     fake.chmod(0o755)
-    hasty = tmp_path / "hasty.toml"
-    hasty.write_text(profile().read_text().replace("sbatch_timeout_s = 20.0", "sbatch_timeout_s = 3.0"))
+    hasty = profile(timeout_s=3.0)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
         answer = cli("submit", few, "--profile", hasty, "--out", run, "--yes", "--pack", "9", "--no-aggregate")
