@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aggregate import scan as scanning
+from aggregate.compact import compact_run
 from aggregate.reduce import SHARDS_PER_TASK, reduce_shards
 from aggregate.scan import Coverage
 from aggregate.tables import build_tables, write_tables
@@ -12,7 +13,12 @@ from sparsehpc.core.layout import RunFolder
 
 
 def aggregate_run(
-    run: RunFolder, *, shards_per_task: int = SHARDS_PER_TASK, scheduler: Any = "threads", figures: bool = True
+    run: RunFolder,
+    *,
+    shards_per_task: int = SHARDS_PER_TASK,
+    scheduler: Any = "threads",
+    figures: bool = True,
+    compact: bool = False,
 ) -> Coverage:
     """Read every shard of a run and write its tables and figures; a partial run gives what it has.
 
@@ -28,16 +34,22 @@ def aggregate_run(
         What ``dask.compute`` shall use.
     figures
         Also draw the figures.
+    compact
+        Pack the shards first (`aggregate.compact`): worth it for thousands of cells that are read more than once.
 
     Returns
     -------
     Coverage
         Planned cells and the state of each, after their figures were read.
     """
-    coverage = scanning.scan(run)
+    if compact:
+        compact_run(run)
+    coverage = scanning.scan(run, packs=True)
     positions = scanning.done_positions(coverage)
     rows = [row for row in coverage.rows if row is not None]
-    reduced = reduce_shards(run, positions, rows, shards_per_task=shards_per_task, scheduler=scheduler)
+    reduced = reduce_shards(
+        run, positions, rows, shards_per_task=shards_per_task, scheduler=scheduler, packs=coverage.packs
+    )
     coverage = coverage.with_damage(dict(reduced.damage))
     write_tables(run, build_tables(coverage, reduced))
     if figures:

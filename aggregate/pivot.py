@@ -1,4 +1,7 @@
-"""Long measurements of some cells -> one wide table per scope, whatever the order of the rows.
+"""Long measurements of a cell -> one wide row per subject, whatever the order of its rows.
+
+How rows become figures depends on their text alone (scope, subject, metric, ...), and the shards of one study repeat
+few texts. So the text is worked out once, into a `Pivot`, and every further shard only passes its numbers through it.
 
 Integers (weights, bytes, flops, tokens) add up exactly in any order; rows with fractions are sorted by value first.
 So the sums depend on which rows there are, never on how they lie or where a partition ends.
@@ -6,13 +9,12 @@ So the sums depend on which rows there are, never on how they lie or where a par
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sparsehpc.core import schema
@@ -33,9 +35,7 @@ _EXACT = 2.0**53
 #: Conventions with a name; what has none is shown under each of them.
 _NAMED = ("unique", "study")
 
-_TEXT = ("subject", "group", "convention", "component", "metric")
-
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -46,208 +46,231 @@ class Kind(NamedTuple):
     unit: str
 
 
+class _Line(NamedTuple):
+    """A row of a wide table, without the cell's place in the plan."""
+
+    subject: str
+    layer: int | None
+    group: str
+    convention: str
+
+
+class _Column(NamedTuple):
+    """A column of a wide table: a metric or a component of one."""
+
+    name: str
+    reduction: str
+
+
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows as arrays; text is coded into sorted names."""
-
-    columns: dict[str, NDArray[Any]]
-    names: dict[str, list[str]]
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.columns[name]
-
-    def take(self, chosen: NDArray[Any], **changed: int) -> _Rows:
-        """Rows by index or mask, some columns set to one value."""
-        taken = {name: column[chosen] for name, column in self.columns.items()}
-        for name, value in changed.items():
-            taken[name] = np.full_like(taken[name], value)
-        return _Rows(taken, self.names)
-
-    def and_rows(self, other: _Rows) -> _Rows:
-        """Both, one after the other."""
-        return _Rows({name: np.concatenate([self[name], other[name]]) for name in self.columns}, self.names)
-
-
-def kinds_of(table: pa.Table) -> dict[str, Kind]:
-    """Reduction and unit of every metric; two for one metric is an error."""
-    kinds: dict[str, Kind] = {}
-    for row in table.group_by(["metric", "reduction", "unit"]).aggregate([]).to_pylist():
-        kind = Kind(row["reduction"], row["unit"])
-        if kind.reduction not in schema.REDUCTIONS:
-            raise SparseHPCError(
-                f"metric {row['metric']!r} has reduction {kind.reduction!r}; legal: {', '.join(schema.REDUCTIONS)}"
-            )
-        if kinds.setdefault(row["metric"], kind) != kind:
-            raise SparseHPCError(f"metric {row['metric']!r} combines in two ways: {kinds[row['metric']]} and {kind}")
-    return kinds
-
-
-def pivot(table: pa.Table, kinds: Mapping[str, Kind]) -> dict[str, pa.Table]:
-    """One wide table per scope.
+class _Table:
+    """Where the rows of one scope go.
 
     Parameters
     ----------
-    table
-        `schema.MEASUREMENTS` with ``position`` (int64, the cell's place in the plan) instead of ``cell_id``.
+    lines, columns
+        Of the wide table.
+    source, target
+        Row of the shard, and line x columns + column that it is added to.
+    present
+        Which fields of the wide table have a row at all.
+    """
+
+    lines: tuple[_Line, ...]
+    columns: tuple[_Column, ...]
+    source: Ints
+    target: Ints
+    present: NDArray[np.bool_]
+
+
+class Pivot:
+    """What the rows of a shard mean, worked out from their text.
+
+    Parameters
+    ----------
+    text
+        Columns of `schema.MEASUREMENTS` except ``cell_id``, ``numerator`` and ``denominator``.
+    scopes
+        Which are wanted.
+
+    Attributes
+    ----------
     kinds
-        From `kinds_of`.
+        Reduction and unit by metric.
+    """
+
+    def __init__(self, text: pa.Table, scopes: Collection[str] = SCOPES) -> None:
+        rows = list(enumerate(_records(text)))
+        if unknown := {row["scope"] for _, row in rows} - set(schema.SCOPES):
+            raise SparseHPCError(f"unknown scope {min(unknown)!r}; legal: {', '.join(schema.SCOPES)}")
+        self.kinds = _kinds(row for _, row in rows)
+        by_scope: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+        for number, row in rows:
+            by_scope.setdefault(row["scope"], []).append((number, row))
+        own = {row["metric"] for _, row in by_scope.get("model", ())}
+        sums = [
+            (number, {**row, "subject": "model", "layer": None})
+            for number, row in by_scope.get("window", ())
+            if row["metric"] not in own
+        ]
+        if sums:
+            by_scope["model"] = [*by_scope.get("model", ()), *sums]
+        self._tables = {
+            scope: _arrange(by_scope[scope], self.kinds) for scope in SCOPES if scope in by_scope and scope in scopes
+        }
+        means = {metric for metric, kind in self.kinds.items() if kind.reduction == "mean"}
+        self._mean_rows = np.array([row["metric"] in means for _, row in rows], bool)
+
+    def values(self, numerator: Floats, denominator: Floats) -> dict[str, tuple[Floats, Floats, Floats]]:
+        """By scope: value, sum of numerators and sum of denominators of every field, flat; NaN where there is none."""
+        inexact = self._mean_rows.copy()
+        with np.errstate(invalid="ignore"):
+            for numbers in (numerator, denominator):
+                inexact |= (numbers != np.floor(numbers)) | ~(np.abs(numbers) < _EXACT)
+        rank = np.zeros(len(numerator), np.int64)
+        rounded = np.flatnonzero(inexact)
+        if len(rounded):
+            order = rounded[np.lexsort((denominator[rounded], numerator[rounded]))]
+            rank[order] = np.arange(1, len(order) + 1)
+        return {scope: _sum(table, numerator, denominator, rank) for scope, table in self._tables.items()}
+
+    def tables(
+        self, positions: Sequence[int], values: Sequence[dict[str, tuple[Floats, Floats, Floats]]]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Scope and wide table of several cells of this arrangement."""
+        for scope, table in self._tables.items():
+            yield scope, _wide(table, positions, [found[scope] for found in values], scope in WITH_SUMS)
+
+
+def pivot(table: pa.Table, position: int = 0, scopes: Collection[str] = SCOPES) -> dict[str, pa.Table]:
+    """Wide tables by scope of one cell's measurements (`schema.MEASUREMENTS`).
 
     Returns
     -------
     dict
         By scope: `INDEX`, then float64 columns: each metric by its name, each component of it as
         ``metric_component``; for windows and bins also ``metric_numerator`` and ``metric_denominator``.
-        Window rows are also reduced to the model scope, for every metric a cell has no model row of.
+        Window rows are also reduced to the model scope, for every metric the cell has no model row of.
     """
-    scope, scopes = _code(table["scope"])
-    if unknown := sorted(set(scopes) - set(schema.SCOPES)):
-        raise SparseHPCError(f"unknown scope {unknown[0]!r}; legal: {', '.join(schema.SCOPES)}")
-    rows = _sorted(_read(table), kinds)
-    scope = scope[rows["row"]]
-    by_scope = {name: rows.take(np.flatnonzero(scope == code)) for code, name in enumerate(scopes)}
-    if "window" in by_scope:
-        by_scope["model"] = _with_window_sums(by_scope.get("model"), by_scope["window"])
-    return {
-        name: _wide(_spread(by_scope[name]), kinds, with_sums=name in WITH_SUMS) for name in SCOPES if name in by_scope
-    }
+    found = Pivot(table.drop_columns(["cell_id", "numerator", "denominator"]), scopes)
+    values = found.values(table["numerator"].to_numpy(), table["denominator"].to_numpy())
+    return dict(found.tables([position], [values]))
 
 
-def _read(table: pa.Table) -> _Rows:
-    columns: dict[str, NDArray[Any]] = {"row": np.arange(table.num_rows)}
-    names: dict[str, list[str]] = {}
-    for name in _TEXT:
-        # Names that rows are relabelled to must have a code even where no row has them.
-        extra = {"subject": ("model",), "convention": ("", "study", "unique"), "group": ("",)}.get(name, ())
-        columns[name], names[name] = _code(table[name], extra)
-    columns["position"] = table["position"].to_numpy()
-    columns["layer"] = pc.fill_null(table["layer"], -1).to_numpy().astype(np.int64)
-    columns["numerator"] = table["numerator"].to_numpy()
-    columns["denominator"] = table["denominator"].to_numpy()
-    return _Rows(columns, names)
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+    """Wide tables of one scope below each other; a column that one lacks is null there."""
+    # Metrics differ between cells, and so do columns; their order must not depend on who comes first.
+    table = pa.concat_tables(tables, promote_options="default")
+    return table.select([*INDEX, *sorted(set(table.column_names) - set(INDEX))])
 
 
-def _code(column: pa.ChunkedArray, extra: tuple[str, ...] = ()) -> tuple[Ints, list[str]]:
-    encoded = column.combine_chunks().dictionary_encode()
-    found = encoded.dictionary.to_pylist()
-    names = sorted({*found, *extra})
-    index = {name: code for code, name in enumerate(names)}
-    return np.array([index[name] for name in found], np.int64)[encoded.indices.to_numpy()], names
+def _records(text: pa.Table) -> Iterator[dict[str, Any]]:
+    names = text.column_names
+    columns = [column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column for column in text.columns]
+    for values in zip(*(column.to_pylist() for column in columns), strict=True):
+        yield dict(zip(names, values, strict=True))
 
 
-def _sorted(rows: _Rows, kinds: Mapping[str, Kind]) -> _Rows:
-    """Put rows whose sums round behind the exact ones, in the order of their values."""
-    numerator, denominator = rows["numerator"], rows["denominator"]
-    means = np.array([kinds[name].reduction == "mean" for name in rows.names["metric"]], bool)
-    rounds = means[rows["metric"]]
-    for values in (numerator, denominator):
-        with np.errstate(invalid="ignore"):
-            rounds |= (values != np.floor(values)) | ~(np.abs(values) < _EXACT)
-    inexact = np.flatnonzero(rounds)
-    order = np.lexsort((denominator[inexact], numerator[inexact]))
-    return rows.take(np.concatenate([np.flatnonzero(~rounds), inexact[order]]))
+def _kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for row in rows:
+        kind = Kind(row["reduction"], row["unit"])
+        if kinds.setdefault(row["metric"], kind) != kind:
+            raise SparseHPCError(f"metric {row['metric']!r} combines in two ways: {kinds[row['metric']]} and {kind}")
+    for metric, kind in kinds.items():
+        if kind.reduction not in schema.REDUCTIONS:
+            raise SparseHPCError(
+                f"metric {metric!r} has reduction {kind.reduction!r}; legal: {', '.join(schema.REDUCTIONS)}"
+            )
+    return kinds
 
 
-def _with_window_sums(model: _Rows | None, windows: _Rows) -> _Rows:
-    whole = windows.take(np.arange(len(windows["position"])), subject=windows.names["subject"].index("model"), layer=-1)
-    if model is None:
-        return whole
-    metrics = len(model.names["metric"])
-    own = np.unique(model["position"] * metrics + model["metric"])
-    return model.and_rows(whole.take(~np.isin(whole["position"] * metrics + whole["metric"], own)))
+def _arrange(rows: Sequence[tuple[int, Mapping[str, Any]]], kinds: Mapping[str, Kind]) -> _Table:
+    """Lines, columns, and which row is added where."""
+    conventions: dict[str, set[str]] = {}
+    about: dict[str, tuple[int | None, str]] = {}
+    for _, row in rows:
+        conventions.setdefault(row["subject"], set()).add(row["convention"])
+        layer, group = about.get(row["subject"], (None, ""))
+        about[row["subject"]] = (row["layer"] if layer is None else layer, group or row["group"])
+    lines: dict[_Line, int] = {}
+    columns: dict[_Column, int] = {}
+    metrics = {row["metric"] for _, row in rows}
+    placed: list[tuple[int, int, int]] = []
+    for number, row in rows:
+        subject, metric = row["subject"], row["metric"]
+        named = [name for name in _NAMED if name in conventions[subject]]
+        for convention in named if not row["convention"] and named else [row["convention"]]:
+            line = lines.setdefault(_Line(subject, *about[subject], convention), len(lines))
+            for name in [metric, *([f"{metric}_{row['component']}"] if row["component"] else [])]:
+                if name in INDEX or (name != metric and name in metrics):
+                    raise SparseHPCError(
+                        f"two figures want the column {name!r}: a metric and a component of another, or a key"
+                    )
+                column = columns.setdefault(_Column(name, kinds[metric].reduction), len(columns))
+                placed.append((number, line, column))
+    source, at, column_of = (np.array(part, np.int64) for part in zip(*placed, strict=True))
+    target = at * len(columns) + column_of
+    present = np.zeros(len(lines) * len(columns), bool)
+    present[target] = True
+    return _Table(tuple(lines), tuple(columns), source, target, present)
 
 
-def _spread(rows: _Rows) -> _Rows:
-    """Repeat what has no convention under each convention that the cell has for that subject."""
-    code = {name: rows.names["convention"].index(name) for name in ("", *_NAMED)}
-    place = rows["position"] * len(rows.names["subject"]) + rows["subject"]
-    blank = rows["convention"] == code[""]
-    if not blank.any() or blank.all():
-        return rows
-    spread = np.zeros_like(blank)
-    parts = []
-    for name in _NAMED:
-        here = blank & np.isin(place, np.unique(place[rows["convention"] == code[name]]))
-        parts.append(rows.take(here, convention=code[name]))
-        spread |= here
-    result = rows.take(~spread)
-    for part in parts:
-        result = result.and_rows(part)
-    return result
-
-
-def _wide(rows: _Rows, kinds: Mapping[str, Kind], *, with_sums: bool) -> pa.Table:
-    names = rows.names
-    subjects, conventions = len(names["subject"]), len(names["convention"])
-    key = (rows["position"] * subjects + rows["subject"]) * conventions + rows["convention"]
-    keys, first, line = np.unique(key, return_index=True, return_inverse=True)
-    layer, group = np.full(len(keys), -1), np.full(len(keys), names["group"].index(""))
-    for target, source, known in (
-        (layer, rows["layer"], rows["layer"] >= 0),
-        (group, rows["group"], rows["group"] != names["group"].index("")),
-    ):
-        # Every row of a subject names its layer and group, or none does: which one is read does not matter.
-        target[line[known]] = source[known]
-    table = {
-        "position": pa.array(rows["position"][first], pa.int64()),
-        "subject": _names(rows["subject"][first], names["subject"]),
-        "layer": pa.array(layer, pa.int32(), mask=layer < 0),
-        "group": _names(group, names["group"]),
-        "convention": _names(rows["convention"][first], names["convention"]),
-    }
-    # Rows per metric and component, found once; a column is one slice of them.
-    pair = rows["metric"] * len(names["component"]) + rows["component"]
-    order = np.argsort(pair, kind="stable")
-    cuts = np.flatnonzero(np.diff(pair[order], prepend=-1))
-    columns: dict[str, pa.Array] = {}
-    for chosen in np.split(order, cuts[1:]) if len(cuts) else ():
-        metric = names["metric"][rows["metric"][chosen[0]]]
-        component = names["component"][rows["component"][chosen[0]]]
-        if component:
-            _put(columns, f"{metric}_{component}", _column(rows, chosen, line, len(keys), kinds[metric].reduction)[0])
-    by_metric = np.argsort(rows["metric"], kind="stable")
-    cuts = np.flatnonzero(np.diff(rows["metric"][by_metric], prepend=-1))
-    for chosen in np.split(by_metric, cuts[1:]) if len(cuts) else ():
-        metric = names["metric"][rows["metric"][chosen[0]]]
-        value, numerator, denominator = _column(rows, chosen, line, len(keys), kinds[metric].reduction)
-        _put(columns, metric, value)
-        if with_sums and kinds[metric].reduction in ("ratio", "exp_ratio"):
-            _put(columns, f"{metric}_numerator", numerator)
-            _put(columns, f"{metric}_denominator", denominator)
-    return pa.table({**table, **dict(sorted(columns.items()))})
-
-
-def _put(columns: dict[str, pa.Array], name: str, values: pa.Array) -> None:
-    if name in columns or name in INDEX:
-        raise SparseHPCError(f"two figures want the column {name!r}: a metric and a component of another, or a key")
-    columns[name] = values
-
-
-def _names(codes: Ints, names: list[str]) -> pa.Array:
-    return pa.array(names, pa.string()).take(pa.array(codes))
-
-
-def _column(rows: _Rows, chosen: Ints, line: Ints, lines: int, reduction: str) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """Value, sum of numerators and sum of denominators of one metric on every line; null where it has no row."""
-    where, top, bottom = line[chosen], rows["numerator"][chosen], rows["denominator"][chosen]
-    count = np.bincount(where, minlength=lines)
-    numerator: Floats = np.bincount(where, top, minlength=lines).astype(np.float64)
-    denominator: Floats = np.bincount(where, bottom, minlength=lines).astype(np.float64)
+def _sum(table: _Table, numerator: Floats, denominator: Floats, rank: Ints) -> tuple[Floats, Floats, Floats]:
+    source, target, size = table.source, table.target, len(table.present)
+    # Exact rows first, in any order; then the others by value: equal rows give equal bits.
+    order = np.argsort(rank[source], kind="stable")
+    source, target = source[order], target[order]
+    top, bottom = numerator[source], denominator[source]
+    tops: Floats = np.bincount(target, top, size).astype(np.float64, copy=False)
+    bottoms: Floats = np.bincount(target, bottom, size).astype(np.float64, copy=False)
+    reductions = [column.reduction for column in table.columns]
+    lines = len(table.lines)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        value: Floats
-        if reduction == "sum":
-            value = numerator
-        elif reduction == "mean":
-            value = np.bincount(where, top / bottom, minlength=lines) / np.maximum(count, 1)
-        elif reduction == "max":
-            value = np.full(lines, -np.inf)
-            np.maximum.at(value, where, top / bottom)
-        else:
-            value = numerator / denominator
-            if reduction == "exp_ratio":
-                value = np.exp(value)
-    absent = count == 0
-    return (
-        pa.array(value, pa.float64(), mask=absent | np.isnan(value)),
-        pa.array(numerator, pa.float64(), mask=absent),
-        pa.array(denominator, pa.float64(), mask=absent),
+        ratio = tops / bottoms
+        value = np.where(np.tile([name == "sum" for name in reductions], lines), tops, ratio)
+        if "exp_ratio" in reductions:
+            here = np.tile([name == "exp_ratio" for name in reductions], lines)
+            value[here] = np.exp(ratio[here])
+        if "mean" in reductions:
+            here = np.tile([name == "mean" for name in reductions], lines)
+            counts = np.bincount(target, minlength=size)
+            value[here] = np.bincount(target, top / bottom, size)[here] / np.maximum(counts[here], 1)
+        if "max" in reductions:
+            largest = np.full(size, -np.inf)
+            np.maximum.at(largest, target, top / bottom)
+            here = np.tile([name == "max" for name in reductions], lines)
+            value[here] = largest[here]
+    for numbers in (value, tops, bottoms):
+        numbers[~table.present] = np.nan
+    return value, tops, bottoms
+
+
+def _wide(
+    table: _Table, positions: Sequence[int], found: Sequence[tuple[Floats, Floats, Floats]], with_sums: bool
+) -> pa.Table:
+    cells, lines, width = len(positions), len(table.lines), len(table.columns)
+    shape = (cells * lines, width)
+    values, tops, bottoms = (np.concatenate([part[n] for part in found]).reshape(shape) for n in range(3))
+    again = pa.array(np.tile(np.arange(lines), cells))
+    columns: dict[str, pa.Array] = {}
+    for number, (name, reduction) in enumerate(table.columns):
+        columns[name] = _nullable(values[:, number])
+        if with_sums and reduction in ("ratio", "exp_ratio"):
+            columns[f"{name}_numerator"] = _nullable(tops[:, number])
+            columns[f"{name}_denominator"] = _nullable(bottoms[:, number])
+    layers = np.array([-1 if line.layer is None else line.layer for line in table.lines], np.int32)
+    return pa.table(
+        {
+            "position": pa.array(np.repeat(np.asarray(positions, np.int64), lines)),
+            "subject": pa.array([line.subject for line in table.lines], pa.string()).take(again),
+            "layer": pa.array(layers, pa.int32(), mask=layers < 0).take(again),
+            "group": pa.array([line.group for line in table.lines], pa.string()).take(again),
+            "convention": pa.array([line.convention for line in table.lines], pa.string()).take(again),
+            **columns,
+        }
     )
+
+
+def _nullable(values: Floats) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values), pa.float64(), mask=np.isnan(values))

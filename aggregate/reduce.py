@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
 import pyarrow as pa
 
-from aggregate.pivot import INDEX, SCOPES, Kind, kinds_of, pivot
+from aggregate.compact import Pack, read_pack
+from aggregate.pivot import SCOPES, Kind, Pivot, join
+from aggregate.reading import Numbers, read_cell
 from aggregate.scan import relative_reason
 from sparsehpc.core import shards
 from sparsehpc.core.errors import SparseHPCError
@@ -53,6 +56,8 @@ def reduce_shards(
     *,
     shards_per_task: int = SHARDS_PER_TASK,
     scheduler: Any = "threads",
+    scopes: Sequence[str] = SCOPES,
+    packs: Sequence[Pack] = (),
 ) -> Reduced:
     """Read the shards of the given cells and reduce them.
 
@@ -68,6 +73,10 @@ def reduce_shards(
         Whole shards per Dask task; changes speed and memory, never the result.
     scheduler
         Anything ``dask.compute`` takes: ``threads``, ``synchronous``, or a distributed client's ``get``.
+    scopes
+        Scopes that are wanted.
+    packs
+        Packs that hold some of the cells: a task reads one of them.
 
     Raises
     ------
@@ -75,48 +84,77 @@ def reduce_shards(
         Where one metric combines in two ways.
     """
     cells = [(position, {name: row[name] for name in _READING}) for position, row in zip(positions, rows, strict=True)]
-    tasks = [
-        dask.delayed(chunk, pure=False)(run, cells[start : start + shards_per_task])
-        for start in range(0, len(cells), shards_per_task)
+    known = {str(row["cell_id"]): (position, row) for position, row in cells}
+    tasks = []
+    for pack in packs:
+        packed = [known.pop(str(row["cell_id"])) for row in pack.rows if row["cell_id"] in known]
+        if packed:
+            tasks.append(dask.delayed(pack_chunk, pure=False)(run, packed, tuple(scopes), pack.path, pack.sha256))
+    left = list(known.values())
+    tasks += [
+        dask.delayed(chunk, pure=False)(run, left[start : start + shards_per_task], tuple(scopes))
+        for start in range(0, len(left), shards_per_task)
     ]
     return combine(dask.compute(*tasks, scheduler=scheduler) if tasks else ())
 
 
-def chunk(run: RunFolder, cells: Sequence[tuple[int, Mapping[str, Any]]]) -> Reduced:
+def chunk(run: RunFolder, cells: Sequence[tuple[int, Mapping[str, Any]]], scopes: Sequence[str] = SCOPES) -> Reduced:
     """Read the shards of one task and reduce them; a damaged one is named, never counted."""
-    tables: list[pa.Table] = []
+    found: list[tuple[int, Numbers]] = []
     damage: dict[int, str] = {}
     for position, row in cells:
         try:
-            table = shards.read_measurements(run.cell(str(row["cell_id"])), row)
+            found.append((position, read_cell(run.cell(str(row["cell_id"])), row, scopes)))
         except (shards.ShardError, OSError) as error:
             damage[position] = relative_reason(run, str(error))
-            continue
-        tables.append(table.set_column(0, "position", pa.repeat(pa.scalar(position, pa.int64()), table.num_rows)))
-    if not tables:
-        return Reduced({}, {}, damage)
-    table = pa.concat_tables(tables)
-    kinds = kinds_of(table)
-    return Reduced(pivot(table, kinds), kinds, damage)
+    return _reduced(found, damage)
+
+
+def pack_chunk(
+    run: RunFolder, cells: Sequence[tuple[int, Mapping[str, Any]]], scopes: Sequence[str], path: Path, sha256: str
+) -> Reduced:
+    """Reduce the cells of one pack; where it cannot be trusted, their shards are read instead."""
+    try:
+        packed = read_pack(path, sha256, scopes)
+    except shards.ShardError:
+        return chunk(run, cells, scopes)
+    return _reduced([(position, packed[str(row["cell_id"])]) for position, row in cells], {})
 
 
 def combine(parts: Sequence[Reduced]) -> Reduced:
-    """Join parts in plan order; a metric that combines in two ways is an error."""
+    """Join parts; a metric that combines in two ways is an error."""
     kinds: dict[str, Kind] = {}
     damage: dict[int, str] = {}
     for part in parts:
-        for name, kind in part.kinds.items():
-            if kinds.setdefault(name, kind) != kind:
-                raise SparseHPCError(
-                    f"metric {name!r} combines in two ways in one run: as {kinds[name]} and as {kind}; "
-                    f"its shards come from different code and cannot be joined"
-                )
+        _same_kinds(kinds, part.kinds)
         damage.update(part.damage)
     wide = {}
     for scope in SCOPES:
-        found = [part.wide[scope] for part in parts if scope in part.wide]
-        if found:
-            # Metrics differ between cells: a column that a part lacks is null there.
-            table = pa.concat_tables(found, promote_options="default")
-            wide[scope] = table.select([*INDEX, *sorted(set(table.column_names) - set(INDEX))])
+        if tables := [part.wide[scope] for part in parts if scope in part.wide]:
+            wide[scope] = join(tables)
     return Reduced(wide, dict(sorted(kinds.items())), damage)
+
+
+def _reduced(found: Sequence[tuple[int, Numbers]], damage: Mapping[int, str]) -> Reduced:
+    """Pass the numbers of each cell through its arrangement; cells of one arrangement make one table."""
+    kinds: dict[str, Kind] = {}
+    arranged: dict[int, tuple[Pivot, list[int], list[Any]]] = {}
+    for position, numbers in found:
+        pivot, positions, values = arranged.setdefault(id(numbers.pivot), (numbers.pivot, [], []))
+        positions.append(position)
+        values.append(pivot.values(numbers.numerator, numbers.denominator))
+    tables: dict[str, list[pa.Table]] = {}
+    for pivot, positions, values in arranged.values():
+        _same_kinds(kinds, pivot.kinds)
+        for scope, table in pivot.tables(positions, values):
+            tables.setdefault(scope, []).append(table)
+    return Reduced({scope: join(parts) for scope, parts in tables.items()}, kinds, damage)
+
+
+def _same_kinds(known: dict[str, Kind], more: Mapping[str, Kind]) -> None:
+    for name, kind in more.items():
+        if known.setdefault(name, kind) != kind:
+            raise SparseHPCError(
+                f"metric {name!r} combines in two ways in one run: as {known[name]} and as {kind}; "
+                f"its shards come from different code and cannot be joined"
+            )

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aggregate.compact import Pack, load_packs
 from sparsehpc.core import schema, shards
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder
@@ -37,11 +38,14 @@ class Coverage:
         One state per row of the plan.
     rows
         The cell's own row (`schema.CELL`) where its shard is done, None elsewhere.
+    packs
+        Packs that hold some of the cells.
     """
 
     plan: pa.Table
     states: tuple[ShardState, ...]
     rows: tuple[dict[str, Any] | None, ...]
+    packs: tuple[Pack, ...] = ()
 
     @property
     def cell_ids(self) -> list[str]:
@@ -70,6 +74,7 @@ class Coverage:
                 for position, state in enumerate(self.states)
             ),
             tuple(None if position in damage else row for position, row in enumerate(self.rows)),
+            self.packs,
         )
 
     def table(self) -> pa.Table:
@@ -102,7 +107,7 @@ def read_plan(run: RunFolder) -> pa.Table:
     return table.sort_by("order")
 
 
-def scan(run: RunFolder, *, verify: bool = False, plan: pa.Table | None = None) -> Coverage:
+def scan(run: RunFolder, *, verify: bool = False, plan: pa.Table | None = None, packs: bool = False) -> Coverage:
     """Look at every planned cell.
 
     Parameters
@@ -114,12 +119,19 @@ def scan(run: RunFolder, *, verify: bool = False, plan: pa.Table | None = None) 
         reads them, so the default looks at the cells' rows only.
     plan
         The plan, if it was read already.
+    packs
+        Take the rows of cells from packs where these still count (`aggregate.compact`).
     """
     table = read_plan(run) if plan is None else plan
     ids = [str(value) for value in table.column("cell_id").to_pylist()]
+    found_packs = tuple(load_packs(run)) if packs and not verify else ()
+    packed = {str(row["cell_id"]): row for pack in found_packs for row in pack.rows}
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        found = list(pool.map(lambda cell_id: _look(run, cell_id, verify), ids, chunksize=64))
-    return Coverage(table, tuple(state for state, _ in found), tuple(row for _, row in found))
+        left = [cell_id for cell_id in ids if cell_id not in packed]
+        looked = dict(zip(left, pool.map(lambda cell_id: _look(run, cell_id, verify), left), strict=True))
+    done = ShardState("done")
+    found = [(done, packed[cell_id]) if cell_id in packed else looked[cell_id] for cell_id in ids]
+    return Coverage(table, tuple(state for state, _ in found), tuple(row for _, row in found), found_packs)
 
 
 def relative_reason(run: RunFolder, reason: str) -> str:

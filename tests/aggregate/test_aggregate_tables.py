@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aggregate.api import aggregate_run
-from aggregate.pivot import kinds_of, pivot
+from aggregate.pivot import pivot
 from aggregate.reduce import combine, reduce_shards
 from aggregate.scan import done_positions, read_plan, scan
 from aggregate.tables import GLOBAL_COLUMNS, KEYS, STRUCTURE_COLUMNS, TABLES, read_table
@@ -149,9 +149,7 @@ def test_reductions_on_rows_made_to_round():
         rows = [Measurement("model", "model", "m", value, 1.0, "sum") for value in order]
         rows += [Measurement("model", "model", "mean", value, 3.0, "mean") for value in order]
         rows += [Measurement("model", "model", "max", value, 2.0, "max") for value in order]
-        table = shards.measurements_table("a" * 20, rows)
-        table = table.set_column(0, "position", pa.array([0] * len(rows), pa.int64()))
-        tables.append(pivot(table, kinds_of(table))["model"].to_pylist())
+        tables.append(pivot(shards.measurements_table("a" * 20, rows))["model"].to_pylist())
     assert all(table == tables[0] for table in tables)
     assert tables[0][0]["max"] == 5e15
     assert tables[0][0]["mean"] == pytest.approx(np.mean(np.array(values) / 3), abs=0.5)
@@ -159,8 +157,7 @@ def test_reductions_on_rows_made_to_round():
 
 def test_zero_of_zero_is_empty_not_zero():
     rows = [Measurement("model", "model", "r", 0.0, 0.0, "ratio"), Measurement("model", "model", "s", 0.0)]
-    table = shards.measurements_table("a" * 20, rows).set_column(0, "position", pa.array([0, 0], pa.int64()))
-    (line,) = pivot(table, kinds_of(table))["model"].to_pylist()
+    (line,) = pivot(shards.measurements_table("a" * 20, rows))["model"].to_pylist()
     assert line["r"] is None
     assert line["s"] == 0.0
 
