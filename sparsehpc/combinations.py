@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sparsehpc.core.errors import CellError
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.pruning.base import Method, Site, Statistic
 from sparsehpc.pruning.statistics import collector
@@ -151,7 +150,7 @@ class Combination:
         """Tracks that have not failed."""
         return [track for track in self.tracks if track.error is None]
 
-    def fail(self, error: CellError) -> None:
+    def fail(self, error: Exception) -> None:
         """Let every track of the combination fail for the same reason."""
         for track in self.open_tracks:
             track.error = error
@@ -202,20 +201,20 @@ class Combination:
         """Pruned weights by name."""
         if self.method is None:
             return {p.name: tensors[p.name] for p in parameters}
-        sites = {p.name: index for index, p in enumerate(self.parameters)}
-        pruned = {}
-        for parameter in parameters:
-            name = parameter.name
-            result = self.method.apply(tensors[name], Site(parameter, sites[name]), statistics.get(name, {}))
-            pruned[name] = result.weight
-            if result.notes:
-                self.notes[name] = result.notes
-        return pruned
+        positions = {p.name: index for index, p in enumerate(self.parameters)}
+        sites = [Site(p, positions[p.name]) for p in parameters]
+        results = self.method.prune_section({p.name: tensors[p.name] for p in parameters}, sites, statistics)
+        self.notes |= {name: result.notes for name, result in results.items() if result.notes}
+        return {p.name: results[p.name].weight for p in parameters}
 
-    def advance_calibration(self, walk: LayerWalk, layer: int) -> None:
-        """Run the pruned layer over the calibration stream."""
+    def advance_calibration(self, walk: LayerWalk, layer: int, pruned: Mapping[str, torch.Tensor]) -> None:
+        """Run the pruned layer over the calibration stream.
+
+        Always from dense storage with zeros: a mask must not depend on how weights are stored.
+        """
         if self.calibration is None:
             return
+        walk.install({name: FORMATS.get("masked").encode(weight) for name, weight in pruned.items()})
         for window, tokens in enumerate(self.calibration_tokens):
             self.calibration[window] = walk.run(layer, self.calibration[window], walk.call(tokens))
 
@@ -232,8 +231,6 @@ class Combination:
         finally:
             walk.fill({name: dense[name] for name in (*self.outside, *track.head)})
 
-    def store_head(self, track: Track, weights: Mapping[str, torch.Tensor]) -> None:
+    def store_head(self, track: Track, weights: Mapping[str, torch.Tensor], walk: LayerWalk) -> None:
         """Store a pruned head in the track's format."""
-        track.head = {
-            name: FORMATS.get(track.variant).encode(weight, self.pruning.pattern) for name, weight in weights.items()
-        }
+        track.head = track.encode(weights, self.pruning.pattern, walk)

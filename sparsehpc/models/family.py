@@ -26,7 +26,16 @@ class ParameterList:
     def __init__(self) -> None:
         self.items: list[Parameter] = []
 
-    def _add(self, module: str, leaf: str, shape: tuple[int, ...], group: str, kind: Any, layer: int | None) -> None:
+    def _add(
+        self,
+        module: str,
+        leaf: str,
+        shape: tuple[int, ...],
+        group: str,
+        kind: Any,
+        layer: int | None,
+        head_size: int = 0,
+    ) -> None:
         self.items.append(
             Parameter(
                 name=f"{module}.{leaf}",
@@ -35,14 +44,26 @@ class ParameterList:
                 kind=kind,
                 layer=layer,
                 projection=module.rpartition(".")[2],
+                head_size=head_size,
             )
         )
 
     def linear(
-        self, module: str, group: str, outputs: int, inputs: int, *, bias: bool, layer: int | None = None
+        self,
+        module: str,
+        group: str,
+        outputs: int,
+        inputs: int,
+        *,
+        bias: bool,
+        layer: int | None = None,
+        head_size: int = 0,
     ) -> None:
-        """Append ``weight`` (outputs x inputs) and perhaps ``bias`` of a linear."""
-        self._add(module, "weight", (outputs, inputs), group, "linear", layer)
+        """Append ``weight`` (outputs x inputs) and perhaps ``bias`` of a linear.
+
+        Those of attention say how large a head is; the one that reads the heads comes after those that write them.
+        """
+        self._add(module, "weight", (outputs, inputs), group, "linear", layer, head_size)
         if bias:
             self._add(module, "bias", (outputs,), group, "bias", layer)
 

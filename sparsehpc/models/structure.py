@@ -31,6 +31,8 @@ class Parameter:
         Last part of the module's name (``q_proj``, ``fc1``, ...), the heat map's second axis.
     tied_to
         Name of the parameter whose storage this one shares; it occupies no bytes of its own.
+    head_size
+        Features of one attention head, for the linears of attention; 0 elsewhere.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Parameter:
     layer: int | None
     projection: str
     tied_to: str | None = None
+    head_size: int = 0
 
     @property
     def numel(self) -> int:

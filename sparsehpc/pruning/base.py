@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sparsehpc.core.spec import Pruning
     from sparsehpc.models.structure import Parameter
+    from sparsehpc.pruning.structured import Units
 
 METHODS: Registry[type[Method]] = Registry("method", "sparsehpc.pruning.methods")
 
@@ -159,11 +160,69 @@ class Method(ABC):
         if (reason := allocation.unsupported(pruning)) is not None:
             return reason
         pattern = parse_pattern(pruning.pattern)
+        if pattern.kind == "structured":
+            from sparsehpc.pruning import structured
+
+            return structured.unsupported(pruning, parameters)
         for parameter in parameters:
             rows, columns = parameter.shape
             if (reason := pattern.unsupported(rows, columns)) is not None:
                 return f"{parameter.name}: {reason}"
         return None
+
+    def prune_section(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        sites: Sequence[Site],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> dict[str, Pruned]:
+        """Prune (and refit) the weights of one decoder layer, or of what lies outside all of them.
+
+        Weight by weight, unless the pattern takes rows and columns of several weights together.
+
+        Parameters
+        ----------
+        weights
+            Dense weights by name; must not be changed in place.
+        sites
+            Where they are, in module order.
+        statistics
+            Statistics of their inputs, by name.
+        """
+        if self.pattern.kind != "structured":
+            return {
+                site.parameter.name: self.apply(
+                    weights[site.parameter.name], site, statistics.get(site.parameter.name, {})
+                )
+                for site in sites
+            }
+        results = self.prune_units(weights, sites, statistics)
+        if self.pruning.refit:
+            from sparsehpc.pruning.refit import refit
+
+            for name, pruned in results.items():
+                results[name] = refit(weights[name], pruned, statistics[name]["hessian"], name)
+        return results
+
+    def prune_units(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        sites: Sequence[Site],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> dict[str, Pruned]:
+        """Remove units of a structured pattern; parameters as for `prune_section`."""
+        from sparsehpc.pruning.structured import prune_units
+
+        return prune_units(self, weights, sites, statistics)
+
+    def unit_scores(
+        self,
+        units: Units,
+        weights: Mapping[str, torch.Tensor],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Importance of every unit of one decoder layer, float64; methods with structured patterns have it."""
+        raise NotImplementedError(f"{self.name} does not score {self.pattern.name}")
 
     @property
     def pattern(self) -> Pattern:

@@ -91,6 +91,8 @@ PATTERNS: Final[dict[str, Pattern]] = {
         _keep(1, 4),
         _block(8, 8),
         _block(16, 16),
+        Pattern("heads", "structured", "whole attention heads go; key/value heads with the queries that share them"),
+        Pattern("neurons", "structured", "whole channels between the MLP's matrices go"),
     )
 }
 

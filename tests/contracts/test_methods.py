@@ -17,7 +17,8 @@ from sparsehpc.pruning.statistics import collector
 
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 ROWS, COLUMNS = 32, 48
-FREE = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind != "keep"]
+SINGLE = ("unstructured", "block")
+FREE = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind in SINGLE]
 FIXED = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind == "keep"]
 LEARNING = [name for name, kind in METHODS if kind.needs_calibration()]
 SPARSITIES = ["0", "0.01", "0.3", "0.5", "0.77", "1"]

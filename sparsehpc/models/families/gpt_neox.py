@@ -12,14 +12,17 @@ from sparsehpc.models.structure import Structure
 def _build(config: Mapping[str, Any]) -> Structure:
     hidden, vocab, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
     wide, bias = config["intermediate_size"], config["attention_bias"]
+    head = hidden // config["num_attention_heads"]
     p = ParameterList()
     p.embedding("gpt_neox.embed_in", vocab, hidden)
     for layer in range(layers):
         here = f"gpt_neox.layers.{layer}"
         p.norm(f"{here}.input_layernorm", hidden, bias=True, layer=layer)
         p.norm(f"{here}.post_attention_layernorm", hidden, bias=True, layer=layer)
-        p.linear(f"{here}.attention.query_key_value", "attention", 3 * hidden, hidden, bias=bias, layer=layer)
-        p.linear(f"{here}.attention.dense", "attention", hidden, hidden, bias=bias, layer=layer)
+        for projection, outputs in (("query_key_value", 3 * hidden), ("dense", hidden)):
+            p.linear(
+                f"{here}.attention.{projection}", "attention", outputs, hidden, bias=bias, layer=layer, head_size=head
+            )
         p.linear(f"{here}.mlp.dense_h_to_4h", "mlp", wide, hidden, bias=True, layer=layer)
         p.linear(f"{here}.mlp.dense_4h_to_h", "mlp", hidden, wide, bias=True, layer=layer)
     p.norm("gpt_neox.final_layer_norm", hidden, bias=True)

@@ -35,8 +35,16 @@ def _build(model_type: str, traits: _Traits, config: Mapping[str, Any]) -> Struc
     for layer in range(layers):
         here = f"model.layers.{layer}"
         for projection, outputs in (("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)):
-            p.linear(f"{here}.self_attn.{projection}", "attention", outputs, hidden, bias=qkv_bias, layer=layer)
-        p.linear(f"{here}.self_attn.o_proj", "attention", hidden, query, bias=output_bias, layer=layer)
+            p.linear(
+                f"{here}.self_attn.{projection}",
+                "attention",
+                outputs,
+                hidden,
+                bias=qkv_bias,
+                layer=layer,
+                head_size=head,
+            )
+        p.linear(f"{here}.self_attn.o_proj", "attention", hidden, query, bias=output_bias, layer=layer, head_size=head)
         if traits.query_key_norm:
             p.norm(f"{here}.self_attn.q_norm", head, bias=False, layer=layer)
             p.norm(f"{here}.self_attn.k_norm", head, bias=False, layer=layer)

@@ -15,6 +15,7 @@ _POSITION_OFFSET = 2
 def _build(config: Mapping[str, Any]) -> Structure:
     hidden, vocab, layers = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
     word = config["word_embed_proj_dim"] or hidden
+    head = hidden // config["num_attention_heads"]
     bias, affine = config["enable_bias"], config["layer_norm_elementwise_affine"]
     decoder = "model.decoder"
     p = ParameterList()
@@ -28,7 +29,9 @@ def _build(config: Mapping[str, Any]) -> Structure:
     for layer in range(layers):
         here = f"{decoder}.layers.{layer}"
         for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            p.linear(f"{here}.self_attn.{projection}", "attention", hidden, hidden, bias=bias, layer=layer)
+            p.linear(
+                f"{here}.self_attn.{projection}", "attention", hidden, hidden, bias=bias, layer=layer, head_size=head
+            )
         if affine:
             p.norm(f"{here}.self_attn_layer_norm", hidden, bias=True, layer=layer)
         p.linear(f"{here}.fc1", "mlp", config["ffn_dim"], hidden, bias=bias, layer=layer)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sparsehpc.models.structure import Parameter
     from sparsehpc.pruning.selection import Cut
+    from sparsehpc.pruning.structured import Units
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,8 @@ class Magnitude(Method):
     """Rank all target weights of the model by abs(w) and remove the smallest.
 
     Blocks are ranked by the sum of their squares, across the whole model. "Keep N of M" ranks inside each group, so
-    no model-wide threshold exists there.
+    no model-wide threshold exists there; heads and neurons rank inside their layer by the sum of squares of all their
+    weights.
     """
 
     name = "magnitude"
@@ -53,7 +55,7 @@ class Magnitude(Method):
         "Most published code compares inside each matrix and still calls it magnitude pruning; its rule of "
         "removing everything at or below the k-th value removes more wherever weights are tied."
     )
-    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16", "heads", "neurons")
     allocations = ("default", "global")
     refits = True
     options_type: ClassVar[type[Options]] = MagnitudeOptions
@@ -70,7 +72,7 @@ class Magnitude(Method):
 
         groups: dict[tuple[str, Literal["index", "threshold"]], list[Magnitude]] = {}
         for method in methods:
-            if isinstance(method, Magnitude) and method.pattern.kind != "keep":
+            if isinstance(method, Magnitude) and method.pattern.kind in ("unstructured", "block"):
                 groups.setdefault((method.pattern.name, method.options.tie_rule), []).append(method)
         for (_, tie_rule), group in groups.items():
             pattern = group[0].pattern
@@ -106,3 +108,17 @@ class Magnitude(Method):
             blocks = self._cut.mask(square_blocks(weight, pattern.rows, pattern.columns), site.index)
             return Pruned(remove(weight, expand_blocks(blocks, pattern.rows, pattern.columns)))
         return Pruned(remove(weight, self._cut.mask(weight, site.index)))
+
+    def unit_scores(
+        self,
+        units: Units,
+        weights: Mapping[str, torch.Tensor],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Sum of squares of all weights of every unit."""
+        import torch
+
+        from sparsehpc.pruning.structured import unit_sums
+
+        parts = [unit_sums(weights[p.parameter.name].detach().double().square(), p, units.count) for p in units.parts]
+        return torch.stack(parts).sum(0)

@@ -12,6 +12,8 @@ from sparsehpc.pruning.patterns import removed_count
 if TYPE_CHECKING:
     import torch
 
+    from sparsehpc.pruning.structured import Units
+
 
 @METHODS.register("random")
 class Random(Method):
@@ -29,7 +31,7 @@ class Random(Method):
     cost = "One random number a weight (or block)."
     advice = "The floor: a score that does not beat it carries no information."
     differs = "The draw depends on seed and tensor name, not on the order of tensors or the device."
-    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16", "heads", "neurons")
     allocations = ("default", "uniform")
     refits = True
 
@@ -65,3 +67,13 @@ class Random(Method):
         # The upper 24 bits of each half are what float32 holds exactly.
         upper = raw.astype("<u8").view("<u4")[:total] >> np.uint32(8)
         return torch.from_numpy(upper.astype(np.float32) * np.float32(2**-24)).view(shape)
+
+    def unit_scores(
+        self,
+        units: Units,
+        weights: Mapping[str, torch.Tensor],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Uniform scores, drawn by the name of the matrix that reads the units."""
+        name = units.reader.parameter.name
+        return self._draw(name, (1, units.count))[0].double().to(weights[name].device)

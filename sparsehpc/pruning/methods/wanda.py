@@ -10,6 +10,8 @@ from sparsehpc.pruning.base import METHODS, Method, Pruned, Site
 if TYPE_CHECKING:
     import torch
 
+    from sparsehpc.pruning.structured import Units
+
 
 @METHODS.register("wanda")
 class Wanda(Method):
@@ -17,6 +19,9 @@ class Wanda(Method):
 
     The published code divides the squared norms by the number of sequences; that factor is the same for all weights
     and left out here. Weights of dead input features have the score 0 and go first.
+
+    Heads and neurons rank inside their layer by the sum of the scores of the weights that read them (called Wanda-sp
+    in the code of FLAP).
     """
 
     name = "wanda"
@@ -36,7 +41,7 @@ class Wanda(Method):
         "changes no mask. Its 'variant' that searches a threshold per row is not offered."
     )
     statistics = ("input_norm",)
-    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16")
+    patterns = ("unstructured", "2:4", "4:8", "1:4", "block8x8", "block16x16", "heads", "neurons")
     allocations = ("default", "uniform", "owl", "global")
     learned_allocations = ("owl", "global")
     refits = True
@@ -48,3 +53,16 @@ class Wanda(Method):
         check_weight(weight, site.parameter.name)
         scores = weight.detach().float().abs() * statistics["input_norm"].float()
         return Pruned(remove(weight, choose(scores, weight, self.pattern, self.sparsity(site), "row")))
+
+    def unit_scores(
+        self,
+        units: Units,
+        weights: Mapping[str, torch.Tensor],
+        statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> torch.Tensor:
+        """Sum of abs(w) times norm(x) over the weights that read each unit."""
+        from sparsehpc.pruning.structured import unit_sums
+
+        name = units.reader.parameter.name
+        scores = weights[name].detach().double().abs() * statistics[name]["input_norm"]
+        return unit_sums(scores, units.reader, units.count)

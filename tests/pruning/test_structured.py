@@ -1,0 +1,216 @@
+"""Heads and neurons: units by eye, and a smaller transformers model whose logits equal the masked one's."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sparsehpc.core.errors import UserError
+from sparsehpc.core.spec import Calibration, Pruning
+from sparsehpc.models.family import structure_from_config
+from sparsehpc.pruning.base import METHODS, Site, make_method
+from sparsehpc.pruning.shrink import drop_layers, shrink
+from sparsehpc.pruning.statistics import collector
+from sparsehpc.pruning.structured import units_by_layer
+
+TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
+IDS = torch.from_numpy(np.random.default_rng(0).integers(0, 512, (2, 23)))
+STRUCTURED = [(name, p) for name, kind in METHODS for p in kind.patterns if p in ("heads", "neurons")]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def combination(method, pattern, sparsity="0.5", **more):
+    needs = METHODS.get(method).needs_calibration(refit=more.get("refit", False))
+    return Pruning(method=method, pattern=pattern, sparsity=sparsity, calibration=TEXT if needs else None, **more)
+
+
+def model_of(config):
+    torch.manual_seed(0)
+    kwargs = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **kwargs)).eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)  # zero biases would hide mistakes
+    return made
+
+
+def prune(model, structure, pruning):
+    """Prune a whole model section by section; returns masked tensors by name."""
+    method = make_method(pruning)
+    parameters = structure.prunable(pruning.targets)
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    statistics = {}
+    if method.wanted_statistics:
+        torch.manual_seed(1)
+        for p in parameters:
+            found = collector(method.wanted_statistics, p.shape[1])
+            found.add(torch.randn(99, p.shape[1]), p.name)
+            statistics[p.name] = found.result()
+    method.survey(parameters, tensors.__getitem__)
+    masked = dict(tensors)
+    for layer in range(structure.layers):
+        sites = [Site(p, i) for i, p in enumerate(parameters) if p.layer == layer]
+        weights = {s.parameter.name: tensors[s.parameter.name] for s in sites}
+        masked |= {name: r.weight for name, r in method.prune_section(weights, sites, statistics).items()}
+    return masked
+
+
+def logits(model, tensors):
+    whole = copy.deepcopy(model)
+    missing, unexpected = whole.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    with torch.no_grad():
+        return whole(IDS).logits
+
+
+def opened(tensors, config):
+    """The smaller model as plain transformers opens it."""
+    smaller = model_of(config)
+    smaller.load_state_dict(tensors, strict=False)
+    shapes = {name: tuple(p.shape) for name, p in smaller.named_parameters()}
+    assert {name: tuple(t.shape) for name, t in tensors.items() if name in shapes} == shapes
+    return smaller
+
+
+def test_units_of_grouped_query_heads_by_eye():
+    structure = structure_from_config(FAMILIES["llama"])  # 4 query heads of 16, 2 key/value heads
+    units = units_by_layer(structure.prunable(("attention",)), "heads")[0]
+    assert units.count == 2
+    owners = {part.parameter.projection: (part.axis, part.owner.tolist()) for part in units.parts}
+    assert owners["q_proj"] == (0, [0] * 32 + [1] * 32)
+    assert owners["k_proj"] == owners["v_proj"] == (0, [0] * 16 + [1] * 16)
+    assert owners["o_proj"] == (1, [0] * 32 + [1] * 32)
+    assert units.reader.parameter.projection == "o_proj"
+
+
+def test_units_of_fused_heads_by_eye():
+    structure = structure_from_config(FAMILIES["gpt_neox"])  # 4 heads of 16, rows q k v of one head after another
+    units = units_by_layer(structure.prunable(("attention",)), "heads")[0]
+    assert [(p.parameter.projection, p.axis) for p in units.parts] == [("query_key_value", 0), ("dense", 1)]
+    assert units.parts[0].owner.tolist() == [0] * 48 + [1] * 48 + [2] * 48 + [3] * 48
+    assert units.parts[1].owner.tolist() == [0] * 16 + [1] * 16 + [2] * 16 + [3] * 16
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "llama"])
+@pytest.mark.parametrize(("method", "pattern"), STRUCTURED)
+def test_exactly_the_share_of_units_goes_and_nothing_else(family, method, pattern):
+    structure = structure_from_config(FAMILIES[family])
+    model = model_of(FAMILIES[family])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    masked = prune(model, structure, combination(method, pattern))
+    gone_everywhere = 0
+    for units in units_by_layer(structure.prunable(("attention", "mlp")), pattern):
+        dead = []
+        for part in units.parts:
+            empty = (masked[part.parameter.name] == 0).all(1 - part.axis).numpy()
+            dead.append({unit for unit in range(units.count) if empty[part.owner == unit].all()})
+            kept = torch.from_numpy(~empty)
+            axis = (kept[:, None] if part.axis == 0 else kept[None, :]).expand_as(masked[part.parameter.name])
+            assert torch.equal(masked[part.parameter.name][axis], before[part.parameter.name][axis])
+        assert all(found == dead[0] for found in dead)
+        gone_everywhere += len(dead[0])
+    counts = [units.count // 2 for units in units_by_layer(structure.prunable(("attention", "mlp")), pattern)]
+    assert gone_everywhere == sum(counts)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("family", ["opt", "opt-untied", "opt-post-norm", "gpt_neox", "llama", "llama-untied"])
+@pytest.mark.parametrize("pattern", ["neurons", "heads"])
+def test_the_smaller_models_logits_equal_the_masked_ones(family, pattern):
+    config = FAMILIES[family]
+    structure, model = structure_from_config(config), model_of(config)
+    masked = prune(model, structure, combination("magnitude", pattern, "0.3" if pattern == "neurons" else "0.5"))
+    if pattern == "heads" and not family.startswith("llama"):
+        with pytest.raises(UserError, match="cannot leave out heads"):
+            shrink(masked, config, structure)
+        return
+    tensors, smaller_config = shrink(masked, config, structure)
+    smaller = opened(tensors, smaller_config)
+    with torch.no_grad():
+        found = smaller(IDS).logits
+    # The same sums without their zeros, in another order: float32 rounding of the largest logits.
+    assert torch.allclose(found, logits(model, masked), atol=1e-5 * float(found.abs().max()))
+    before, after = structure.params_total, structure_from_config(smaller_config).params_total
+    zeros = sum(int((masked[p.name] == 0).sum()) for p in structure.prunable(("attention", "mlp")))
+    biases = structure.layers * 38 if family.startswith("opt") or family == "gpt_neox" else 0
+    assert before - after == zeros + biases  # 38 of 128 neurons a layer, each with a bias in these families
+
+
+def test_layers_that_lose_more_keep_zeros_up_to_the_largest():
+    config = FAMILIES["llama"]
+    structure, model = structure_from_config(config), model_of(config)
+    masked = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for layer, gone in ((0, 100), (1, 60), (2, 128)):
+        masked[f"model.layers.{layer}.mlp.down_proj.weight"][:, :gone] = 0
+    tensors, smaller_config = shrink(masked, config, structure)
+    assert smaller_config["intermediate_size"] == 68
+    with torch.no_grad():
+        found = opened(tensors, smaller_config)(IDS).logits
+    assert torch.allclose(found, logits(model, masked), atol=1e-5 * float(found.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["opt", "gpt_neox", "llama"])
+def test_dropping_layers_leaves_the_others_in_order(family):
+    config = FAMILIES[family]
+    structure, model = structure_from_config(config), model_of(config)
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    smaller, smaller_config = drop_layers(tensors, config, structure, [1])
+    shallow = copy.deepcopy(model)
+    layers = shallow.get_submodule(structure.layers_path)
+    del layers[1]
+    shallow.config.num_hidden_layers = 2
+    with torch.no_grad():
+        assert torch.equal(opened(smaller, smaller_config)(IDS).logits, shallow(IDS, use_cache=False).logits)
+
+
+def test_a_unit_that_nothing_reads_goes_before_one_that_is_read():
+    config = FAMILIES["llama"]
+    structure, model = structure_from_config(config), model_of(config)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, 77] = 0
+    masked = prune(model, structure, combination("wanda", "neurons", "0.01"))
+    assert int((masked["model.layers.0.mlp.up_proj.weight"] == 0).all(1).nonzero()) == 77
+
+
+def test_a_refit_makes_up_for_lost_neurons_in_the_matrix_that_reads_them():
+    config = FAMILIES["llama"]
+    structure, model = structure_from_config(config), model_of(config)
+    plain = prune(model, structure, combination("wanda", "neurons"))
+    refitted = prune(model, structure, combination("wanda", "neurons", refit=True))
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(plain[name] == 0, refitted[name] == 0)
+    assert not torch.equal(plain[name], refitted[name])
+    writer = "model.layers.0.mlp.up_proj.weight"
+    # A row that stays whole is its own best fit; 1e-5 is the residual of the conjugate gradients.
+    assert torch.allclose(plain[writer], refitted[writer], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sparsity": "1"}, "leaves none of the 2 heads of layer 0"),
+        ({"targets": ("mlp",)}, "targets lack attention"),
+        ({"allocation": "owl"}, "takes whole heads"),
+        ({"sparsity": "0.99"}, None),
+        ({"targets": ("attention",)}, None),
+    ],
+)
+def test_what_cannot_be_is_said_at_plan_time(changes, reason):
+    structure = structure_from_config(FAMILIES["llama"])
+    pruning = Pruning(method="wanda", pattern="heads", calibration=TEXT, **{"sparsity": "0.5", **changes})
+    found = METHODS.get("wanda").unsupported(pruning, structure.prunable(pruning.targets))
+    assert found is None if reason is None else reason in str(found)
