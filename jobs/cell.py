@@ -174,7 +174,7 @@ class _Writer:
         self.done = 0
         self.failed: list[str] = []
 
-    def __call__(self, cell: Cell, result: CellResult | SparseHPCError) -> None:
+    def __call__(self, cell: Cell, result: CellResult | Exception) -> None:
         """Write the shard, or the failure record."""
         if isinstance(result, Exception):
             self.fail([cell.cell_id], result)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,6 @@ import torch
 from sparsehpc.combinations import Combination
 from sparsehpc.core.errors import CellError
 from sparsehpc.core.schema import Measurement
-from sparsehpc.core.spec import Pruning
 from sparsehpc.metrics.base import METRICS, WindowView
 from sparsehpc.metrics.positions import DensePositions, dense_positions, positions
 from sparsehpc.models.generate import generate
@@ -63,6 +63,8 @@ class Behaviour:
             ids = torch.from_numpy(array).to(self.walk.device)
             with self.dense.clock.phase("evaluate"):
                 logits = self.walk.head(self.dense.hidden[window])[0]
+                if not bool(torch.isfinite(logits).all()):
+                    raise CellError(f"dense model, output head: logits of window {window} hold NaN or Inf")
                 dense = dense_positions(logits, ids)
             reading = _Reading(window, ids, evaluation, logits, dense)
             rows[id(self.dense)].extend(self._measure(reading, logits, None)[0])
@@ -103,31 +105,42 @@ class Behaviour:
         return [row for metric in self.metrics for row in metric.window(view)], found.choice
 
     def continuations(
-        self, prompts: torch.Tensor, plain: Sequence[Mapping[str, torch.Tensor]], memory_bytes: int | None
-    ) -> dict[int, torch.Tensor]:
-        """Greedy continuations (prompts x new tokens) of every track that kept its weights, by its identity.
+        self, prompts: torch.Tensor | None, plain: Sequence[Mapping[str, torch.Tensor]], memory_bytes: int | None
+    ) -> Iterator[tuple[Track, Combination | None, torch.Tensor | None]]:
+        """Every track, the dense one (without combination) first, with its greedy continuations.
 
         Parameters
         ----------
         prompts
-            Prompts x length.
+            Prompts x length, or None to generate nothing.
         plain
             Norms and biases of every layer.
         memory_bytes
             What one track's weights may fill; larger ones are read again for every token.
+
+        Yields
+        ------
+        track, combination, tokens
+            Continuations are prompts x new tokens; None where the track failed or keeps no weights.
         """
-        whole = Combination(Pruning(), None, (), [self.dense])
-        pairs = [(c, track) for c in (whole, *self.combinations) for track in c.open_tracks if track.store is not None]
-        tokens = {}
-        for done, (combination, track) in enumerate(pairs):
-            self.progress("generation", done, len(pairs))
-            with track.clock.phase("evaluate"), combination.outside_layers(self.walk, track, self.outside):
-                if track.store is not None:
-                    track.store.recall(memory_bytes, self.walk.device)
-                    tokens[id(track)] = generate(self.walk, prompts, GENERATED_TOKENS, plain, track.store)
+        tracks: list[tuple[Track, Combination | None]] = [(self.dense, None)]
+        tracks += [(track, c) for c in self.combinations for track in c.tracks]
+        for done, (track, combination) in enumerate(tracks):
+            tokens = None
+            if prompts is not None and track.store is not None and track.error is None:
+                self.progress("generation", done, len(tracks))
+                track.store.recall(memory_bytes, self.walk.device)
+                mine = (
+                    nullcontext() if combination is None else combination.outside_layers(self.walk, track, self.outside)
+                )
+                with track.clock.phase("evaluate"), mine:
+                    tokens = generate(self.walk, prompts, GENERATED_TOKENS, plain, track.store)
             track.store = None
-        self.progress("generation", len(pairs), len(pairs))
-        return tokens
+            yield track, combination, tokens
+        self.progress("generation", len(tracks), len(tracks))
+
+    def _own_outside(self, track: Track, combination: Combination | None) -> AbstractContextManager[None]:
+        return nullcontext() if combination is None else combination.outside_layers(self.walk, track, self.outside)
 
 
 class _Reading:

@@ -167,9 +167,7 @@ class Compression:
         tensors = walk.load(layer)
         statistics = combination.statistics(walk, layer)
         pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
-        if combination.calibration is not None:
-            walk.install({name: FORMATS.get("dense").encode(weight) for name, weight in pruned.items()})
-            combination.advance_calibration(walk, layer)
+        combination.advance_calibration(walk, layer, pruned)
         walk.unload(layer)
         return self._section(layer, tensors, pruned)
 

@@ -8,15 +8,18 @@ window, and greedy generation. A model is never loaded whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import __version__ as transformers_version
 
+from sparsehpc import __version__
 from sparsehpc.behaviour import Behaviour
+from sparsehpc.checkpoint import Checkpoint
 from sparsehpc.combinations import Combination, dense_norms
-from sparsehpc.core.errors import CellError, SparseHPCError
+from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
 from sparsehpc.formats.base import FORMATS
@@ -39,7 +42,7 @@ MASKED = "masked"
 
 
 Progress = Callable[[str, int, int], None]
-Finished = Callable[[Cell, "CellResult | CellError"], None]
+Finished = Callable[[Cell, "CellResult | Exception"], None]
 
 
 def run_cells(
@@ -51,6 +54,7 @@ def run_cells(
     *,
     scratch: Path,
     memory_bytes: int | None = None,
+    checkpoint: Path | None = None,
     progress: Progress | None = None,
     finished: Finished,
 ) -> None:
@@ -72,6 +76,8 @@ def run_cells(
         Folder on a local disk for what exceeds the memory budget; emptied by the caller.
     memory_bytes
         Budget; None is unlimited.
+    checkpoint
+        Folder that keeps the state after every layer, so that the same call goes on there; None keeps none.
     progress
         Called with a stage, steps done and steps in all.
     finished
@@ -81,7 +87,7 @@ def run_cells(
     if len(keys) != 1:
         raise SparseHPCError(f"cells of {len(keys)} walks in one job: {sorted(map(str, keys))}")
     with torch.inference_mode():
-        walk = _Walk(cells, snapshot, evaluation, calibrations, prompts, scratch, memory_bytes, progress)
+        walk = _Walk(cells, snapshot, evaluation, calibrations, prompts, scratch, memory_bytes, checkpoint, progress)
         try:
             walk.run(finished)
         finally:
@@ -100,6 +106,7 @@ class _Walk:
         prompts: NDArray[Any] | None,
         scratch: Path,
         memory_bytes: int | None,
+        checkpoint: Path | None,
         progress: Progress | None,
     ) -> None:
         self.snapshot = snapshot
@@ -121,11 +128,19 @@ class _Walk:
         hidden = self._hidden_bytes(cells)
         self.spill_hidden = memory_bytes is not None and hidden > memory_bytes // 2
         self.spill_weights = memory_bytes is not None and self._kept_bytes(cells) + hidden > memory_bytes
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, self._key(cells))
         self.dense = self._track(DENSE, None, DEFAULT_TARGETS)
         self.dense_cells = [cell for cell in cells if cell.is_dense]
         self.combinations = self._combinations([cell for cell in cells if not cell.is_dense])
 
     # -- setting up -------------------------------------------------------------------------------------------
+
+    def _key(self, cells: Sequence[Cell]) -> list[object]:
+        """Everything that decides what a saved state holds."""
+        digests = sorted(text.digest for text in self.calibrations.values())
+        ids = sorted(cell.cell_id for cell in cells)
+        versions = [__version__, torch.__version__, transformers_version, torch.get_num_threads()]
+        return [*ids, self.snapshot.digest, self.evaluation.digest, *digests, self.prompts is not None, *versions]
 
     def _hidden_bytes(self, cells: Sequence[Cell]) -> int:
         """Bytes that the hidden states of all streams would hold in memory."""
@@ -153,7 +168,9 @@ class _Walk:
     def _track(self, variant: str, cell: Cell | None, targets: tuple[str, ...], name: str = DENSE) -> Track:
         store = None
         if self.prompts is not None and (cell is not None or variant == DENSE):
-            store = LayerStore(self.scratch / f"{name}.layers" if self.spill_weights else None)
+            folder = self.scratch if self.checkpoint is None else self.checkpoint.folder
+            keep = self.spill_weights or self.checkpoint is not None
+            store = LayerStore(folder / f"{name}.layers" if keep else None)
         prunable = frozenset(p.name for p in self.structure.prunable(targets))
         return Track(variant, self._hidden(self.lengths, name), prunable, store, cell)
 
@@ -186,16 +203,31 @@ class _Walk:
         self._survey()
         self._allocate()
         self._embed()
-        for layer in range(self.structure.layers):
+        for layer in range(self._resume(), self.structure.layers):
             self.progress("layers", layer, self.structure.layers)
             self._layer(layer)
+            if self.checkpoint is not None:
+                self.checkpoint.save(layer, self.dense, self.combinations)
         self.progress("layers", self.structure.layers, self.structure.layers)
         self._outside()
         behaviour = Behaviour(self.walk, self.dense, self.combinations, self.outside, self.progress)
         rows = behaviour.windows(self.evaluation)
         free = None if self.memory_bytes is None else self.memory_bytes // 2
-        tokens = {} if self.prompts is None else behaviour.continuations(self.prompts, self.plain, free)
-        self._report(finished, rows, tokens)
+        continuations = behaviour.continuations(self.prompts, self.plain, free)
+        self._report(finished, rows, continuations)
+        if self.checkpoint is not None:
+            self.checkpoint.discard()
+
+    def _resume(self) -> int:
+        """First layer to do: 0, or the one after the last that a killed job finished."""
+        if self.checkpoint is None:
+            return 0
+        parameters = {p.name: p for p in self.structure.parameters}
+        first = self.checkpoint.restore(self.dense, self.combinations, parameters)
+        for layer in range(first):
+            names = [p.name for p in self.structure.in_layer(layer) if p.kind != "linear"]
+            self.plain.append(self.walk.read(names))
+        return first
 
     def close(self) -> None:
         """Free hidden states and their files."""
@@ -247,7 +279,7 @@ class _Walk:
                             lambda name: self.walk.read([name])[name],
                             norms,
                         )
-                    except CellError as error:
+                    except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                         combination.fail(error)
 
     def _dense_norms(self, calibration: Calibration, wanted: Collection[str]) -> dict[str, torch.Tensor]:
@@ -276,7 +308,7 @@ class _Walk:
                 if combination.calibration is not None and combination.pruning.calibration is not None:
                     for window, array in enumerate(self.calibrations[combination.pruning.calibration].ids):
                         combination.calibration[window], _ = self.walk.embed(torch.from_numpy(array)[None])
-            except CellError as error:
+            except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                 combination.fail(error)
             finally:
                 self.walk.fill({name: outside[name] for name in combination.outside})
@@ -303,7 +335,7 @@ class _Walk:
         for combination in self.combinations:
             try:
                 self._combination(combination, layer, tensors, linears)
-            except CellError as error:
+            except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                 combination.fail(error)
             self.walk.install(dense)
         self.walk.unload(layer)
@@ -317,19 +349,17 @@ class _Walk:
         with combination.clock.phase("prune"):
             statistics = combination.statistics(self.walk, layer)
             pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
+            combination.advance_calibration(self.walk, layer, pruned)
         present = {**tensors, **pruned}
         for track in combination.open_tracks:
             try:
-                stored = track.encode(pruned, combination.pruning.pattern)
+                stored = track.encode(pruned, combination.pruning.pattern, self.walk)
                 self.walk.install(stored)
-                if track is combination.tracks[0]:
-                    # Calibration always runs masked: a mask must not depend on how weights are stored.
-                    combination.advance_calibration(self.walk, layer)
                 track.run(self.walk, layer, self.lengths)
-            except CellError as error:
+                track.account(self.structure.in_layer(layer), present, stored)
+            except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
                 track.error = error
                 continue
-            track.account(self.structure.in_layer(layer), present, stored)
             if track.store is not None:
                 kept = {name: stored.get(name) or FORMATS.get(DENSE).encode(tensors[name]) for name in linears}
                 track.store.put(layer, track.variant, kept)
@@ -348,28 +378,35 @@ class _Walk:
                     statistics = combination.head_statistics(self.walk) if combination.heads else {}
                     heads = combination.prune(combination.heads, self.outside, statistics)
                 for track in combination.open_tracks:
-                    combination.store_head(track, heads)
-                    track.account(parameters, {**self.outside, **combination.outside, **heads}, track.head)
-            except CellError as error:
+                    self._store_head(combination, track, heads)
+            except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                 combination.fail(error)
             finally:
                 self.walk.fill({name: self.outside[name] for name in combination.outside})
 
+    def _store_head(self, combination: Combination, track: Track, heads: Mapping[str, torch.Tensor]) -> None:
+        try:
+            combination.store_head(track, heads, self.walk)
+            present = {**self.outside, **combination.outside, **heads}
+            track.account(self.structure.outside_layers, present, track.head)
+        except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
+            track.error = error
+
     def _report(
-        self, finished: Finished, rows: Mapping[int, list[Measurement]], tokens: Mapping[int, torch.Tensor]
+        self,
+        finished: Finished,
+        rows: Mapping[int, list[Measurement]],
+        continuations: Iterator[tuple[Track, Combination | None, torch.Tensor | None]],
     ) -> None:
-        dense_s, dense_tokens = self.dense.clock["evaluate"], tokens.get(id(self.dense))
-        for cell in self.dense_cells:
-            found = rows[id(self.dense)]
-            result = self.results.result(cell, self.dense, None, dense_s, found, dense_tokens, dense_tokens)
-            finished(cell, result)
-        for combination in self.combinations:
-            for track in combination.tracks:
-                if track.cell is None:
-                    continue
+        """Hand over every cell as soon as its figures are complete; the dense track comes first."""
+        dense_s, dense_tokens = self.dense.clock["evaluate"], None
+        for track, combination, tokens in continuations:
+            if combination is None:
+                dense_s, dense_tokens = self.dense.clock["evaluate"], tokens
+            cells = self.dense_cells if combination is None else [] if track.cell is None else [track.cell]
+            for cell in cells:
                 if track.error is not None:
-                    finished(track.cell, track.error)
+                    finished(cell, track.error)
                     continue
-                found, made = rows[id(track)], tokens.get(id(track))
-                result = self.results.result(track.cell, track, combination, dense_s, found, dense_tokens, made)
-                finished(track.cell, result)
+                found = rows[id(track)]
+                finished(cell, self.results.result(cell, track, combination, dense_s, found, dense_tokens, tokens))

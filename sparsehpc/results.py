@@ -113,10 +113,10 @@ class Results:
             "snapshot_digest": self.snapshot.digest,
             "evaluation_digest": self.evaluation.digest,
             "calibration_digest": None if calibration is None else self.calibrations[calibration].digest,
-            "lossless": FORMATS.get(cell.variant).lossless,
+            "lossless": FORMATS.get(cell.variant).lossless or track.exact,
             "kernel": ", ".join(sorted(track.kernels)) or "torch.linear",
             "mark": self._mark(rows),
-            "notes": json.dumps(combination.notes if combination else {}, sort_keys=True),
+            "notes": json.dumps(_notes(track, combination), sort_keys=True),
             "load_s": self.clock["load"],
             "dense_s": dense_s,
             "prune_s": combination.clock["prune"] if combination else 0.0,
@@ -138,3 +138,13 @@ class Results:
         if tokens and sum(row.numerator for row in nll) / tokens > math.log(self.snapshot.structure.vocab_size):
             return WORSE_THAN_GUESSING
         return ""
+
+
+def _notes(track: Track, combination: Combination | None) -> dict[str, Any]:
+    """What method and storage recorded, by weight name."""
+    notes: dict[str, Any] = {}
+    if combination is not None and combination.notes:
+        notes["method"] = combination.notes
+    if track.notes:
+        notes["storage"] = track.notes
+    return notes

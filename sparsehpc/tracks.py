@@ -60,6 +60,10 @@ class Track:
         The cell that is measured; None for the masked reference that other variants are compared with.
     head
         Storage of a pruned output head; empty where the head stays as it is.
+    notes
+        What the storage of a weight has to say, by name.
+    exact
+        Whether every stored weight decodes to the pruned weight.
     """
 
     variant: str
@@ -70,14 +74,19 @@ class Track:
     head: dict[str, Stored] = dataclasses.field(default_factory=dict)
     tensors: list[TensorView] = dataclasses.field(default_factory=list)
     kernels: set[str] = dataclasses.field(default_factory=set)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    exact: bool = True
     clock: Clock = dataclasses.field(default_factory=Clock)
-    error: CellError | None = None
+    error: Exception | None = None
 
-    def encode(self, weights: Mapping[str, torch.Tensor], pattern: str) -> dict[str, Stored]:
+    def encode(self, weights: Mapping[str, torch.Tensor], pattern: str, walk: LayerWalk) -> dict[str, Stored]:
         """Store pruned weights in the track's format."""
         storage = FORMATS.get(self.variant)
         with self.clock.phase("encode"):
-            return {name: storage.encode(weight, pattern) for name, weight in weights.items()}
+            return {
+                name: storage.encode_on(weight, pattern, walk.grid(name) if storage.uses_grid else None)
+                for name, weight in weights.items()
+            }
 
     def account(
         self, parameters: Sequence[Parameter], tensors: Mapping[str, torch.Tensor], stored: Mapping[str, Stored]
@@ -97,6 +106,10 @@ class Track:
             storage = stored.get(parameter.name)
             if storage is not None:
                 self.kernels.add(storage.kernel)
+                if storage.note:
+                    self.notes[parameter.name] = storage.note
+                if self.exact and not FORMATS.get(self.variant).lossless:
+                    self.exact = torch.equal(storage.decode(), tensors[parameter.name])
             prunable = parameter.name in self.prunable
             if prunable and parameter.tied_to is not None:
                 # A pruned head is a copy of its own: its bytes count.

@@ -122,6 +122,8 @@ class Format(ABC):
         Whether the format stores the dense weights and is shown as a reference (``dense-int8``, ...).
     by_row
         Whether the arrays can be cut between rows, as `sparsehpc.formats.rows` does it.
+    uses_grid
+        Whether `encode_on` makes use of the 4-bit grid a checkpoint was published on.
     study_buffers
         Whether the old study's accounting lost these weights (it kept CSR arrays as buffers, not parameters).
     """
@@ -131,6 +133,7 @@ class Format(ABC):
     lossless: ClassVar[bool] = True
     reference: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
+    uses_grid: ClassVar[bool] = False
     study_buffers: ClassVar[bool] = False
 
     @classmethod

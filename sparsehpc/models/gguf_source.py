@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsehpc.core.errors import UserError
+from sparsehpc.formats.base import BlockGrid
 from sparsehpc.models.gguf_file import GGUFModel, package_file
 from sparsehpc.models.seal import seal
 from sparsehpc.models.snapshot import Snapshot
@@ -100,6 +101,22 @@ def source_of(snapshot: Snapshot) -> GGUFModel:
             f"sparsehpc prepare {snapshot.model} makes the snapshot again",
         )
     return _opened(path, path.stat().st_mtime_ns)
+
+
+def block_grid(snapshot: Snapshot, name: str) -> BlockGrid | None:
+    """The 4-bit grid that a parameter was published on, or None where it was published otherwise.
+
+    Raises
+    ------
+    UserError
+        The snapshot was made from a GGUF file that is gone: its grid must not be guessed.
+    """
+    import torch
+
+    if snapshot.source["kind"] not in ("package", "gguf") or source_of(snapshot).raw(name)[0] != "Q4_1":
+        return None
+    _, scale, minimum = read_q4_1(snapshot, name)
+    return BlockGrid(torch.from_numpy(scale.copy()), torch.from_numpy(minimum.copy()))
 
 
 def read_q4_1(snapshot: Snapshot, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:

@@ -33,9 +33,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.formats.base import FORMATS
+from sparsehpc.models.gguf_source import block_grid
 
 if TYPE_CHECKING:
-    from sparsehpc.formats.base import Stored
+    from sparsehpc.formats.base import BlockGrid, Stored
     from sparsehpc.models.snapshot import Snapshot
 
 #: Arguments of every layer's forward except the hidden states, in layer order.
@@ -152,6 +153,10 @@ class LayerWalk:
     def read(self, names: list[str]) -> dict[str, torch.Tensor]:
         """Read parameters from the snapshot in the walk's dtype, on its device."""
         return self.snapshot.read(names, dtype=self._dtype_name, device=self.device)
+
+    def grid(self, name: str) -> BlockGrid | None:
+        """The 4-bit grid a weight was published on; None where there is none, or the walk rounds it away."""
+        return block_grid(self.snapshot, name) if self.dtype == torch.float32 else None
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put plain tensors into the module tree; linear weights become dense storage."""

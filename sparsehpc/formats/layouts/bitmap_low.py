@@ -227,6 +227,7 @@ class BitmapQ4(Format):
     name = "bitmap-q4"
     summary = "one mask bit per weight, 4-bit codes of the kept weights on the checkpoint's own grid (exact on a Q4_1)"
     lossless = False
+    uses_grid = True
 
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:

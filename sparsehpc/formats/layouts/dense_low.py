@@ -218,6 +218,7 @@ class DenseQ4(Format):
     name = "dense-q4"
     summary = "dense weights rounded to 16 levels per 32 columns, float16 scale and minimum (as GGUF's Q4_1)"
     lossless = False
+    uses_grid = True
     reference = True
 
     @classmethod
