@@ -3,8 +3,8 @@
 How rows become figures depends on their text alone (scope, subject, metric, ...), and the shards of one study repeat
 few texts. So the text is worked out once, into a `Pivot`, and every further shard only passes its numbers through it.
 
-Integers (weights, bytes, flops, tokens) add up exactly in any order; rows with fractions are sorted by value first.
-So the sums depend on which rows there are, never on how they lie or where a partition ends.
+Numbers that are added up are sorted first, and added one after the other. So a sum depends on which rows there are,
+never on how they lie, on how many cells are worked on at once, or on where a partition ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ WITH_SUMS = ("window", "bin")
 
 #: Columns of every wide table that are no metric.
 INDEX = ("position", "subject", "layer", "group", "convention")
-
-#: Integers below this add up exactly in float64.
-_EXACT = 2.0**53
 
 #: Conventions with a name; what has none is shown under each of them.
 _NAMED = ("unique", "study")
@@ -62,6 +59,21 @@ class _Column(NamedTuple):
     reduction: str
 
 
+class _Fields(NamedTuple):
+    """Fields of a wide table that as many rows are added into.
+
+    Parameters
+    ----------
+    source
+        Rows of the shard: fields x rows each.
+    target
+        Line x columns + column of each field.
+    """
+
+    source: Ints
+    target: Ints
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """Where the rows of one scope go.
@@ -70,17 +82,13 @@ class _Table:
     ----------
     lines, columns
         Of the wide table.
-    source, target
-        Row of the shard, and line x columns + column that it is added to.
-    present
-        Which fields of the wide table have a row at all.
+    fields
+        What is added into it.
     """
 
     lines: tuple[_Line, ...]
     columns: tuple[_Column, ...]
-    source: Ints
-    target: Ints
-    present: NDArray[np.bool_]
+    fields: tuple[_Fields, ...]
 
 
 class Pivot:
@@ -118,28 +126,14 @@ class Pivot:
         self._tables = {
             scope: _arrange(by_scope[scope], self.kinds) for scope in SCOPES if scope in by_scope and scope in scopes
         }
-        means = {metric for metric, kind in self.kinds.items() if kind.reduction == "mean"}
-        self._mean_rows = np.array([row["metric"] in means for _, row in rows], bool)
-
-    def values(self, numerator: Floats, denominator: Floats) -> dict[str, tuple[Floats, Floats, Floats]]:
-        """By scope: value, sum of numerators and sum of denominators of every field, flat; NaN where there is none."""
-        inexact = self._mean_rows.copy()
-        with np.errstate(invalid="ignore"):
-            for numbers in (numerator, denominator):
-                inexact |= (numbers != np.floor(numbers)) | ~(np.abs(numbers) < _EXACT)
-        rank = np.zeros(len(numerator), np.int64)
-        rounded = np.flatnonzero(inexact)
-        if len(rounded):
-            order = rounded[np.lexsort((denominator[rounded], numerator[rounded]))]
-            rank[order] = np.arange(1, len(order) + 1)
-        return {scope: _sum(table, numerator, denominator, rank) for scope, table in self._tables.items()}
 
     def tables(
-        self, positions: Sequence[int], values: Sequence[dict[str, tuple[Floats, Floats, Floats]]]
+        self, positions: Sequence[int], numerators: Sequence[Floats], denominators: Sequence[Floats]
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Scope and wide table of several cells of this arrangement."""
+        """Scope and wide table of cells of this arrangement: their places in the plan, and their numbers by row."""
+        numerator, denominator = np.stack(numerators), np.stack(denominators)
         for scope, table in self._tables.items():
-            yield scope, _wide(table, positions, [found[scope] for found in values], scope in WITH_SUMS)
+            yield scope, _wide(table, positions, numerator, denominator, scope in WITH_SUMS)
 
 
 def pivot(table: pa.Table, position: int = 0, scopes: Collection[str] = SCOPES) -> dict[str, pa.Table]:
@@ -153,8 +147,7 @@ def pivot(table: pa.Table, position: int = 0, scopes: Collection[str] = SCOPES) 
         Window rows are also reduced to the model scope, for every metric the cell has no model row of.
     """
     found = Pivot(table.drop_columns(["cell_id", "numerator", "denominator"]), scopes)
-    values = found.values(table["numerator"].to_numpy(), table["denominator"].to_numpy())
-    return dict(found.tables([position], [values]))
+    return dict(found.tables([position], [table["numerator"].to_numpy()], [table["denominator"].to_numpy()]))
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:
@@ -209,49 +202,59 @@ def _arrange(rows: Sequence[tuple[int, Mapping[str, Any]]], kinds: Mapping[str, 
                     )
                 column = columns.setdefault(_Column(name, kinds[metric].reduction), len(columns))
                 placed.append((number, line, column))
-    source, at, column_of = (np.array(part, np.int64) for part in zip(*placed, strict=True))
-    target = at * len(columns) + column_of
-    present = np.zeros(len(lines) * len(columns), bool)
-    present[target] = True
-    return _Table(tuple(lines), tuple(columns), source, target, present)
+    rows_of: dict[int, list[int]] = {}
+    for number, line, column in placed:
+        rows_of.setdefault(line * len(columns) + column, []).append(number)
+    by_count: dict[int, list[int]] = {}
+    for target, numbers in rows_of.items():
+        by_count.setdefault(len(numbers), []).append(target)
+    fields = [
+        _Fields(np.array([rows_of[target] for target in targets], np.int64), np.array(targets, np.int64))
+        for targets in by_count.values()
+    ]
+    return _Table(tuple(lines), tuple(columns), tuple(fields))
 
 
-def _sum(table: _Table, numerator: Floats, denominator: Floats, rank: Ints) -> tuple[Floats, Floats, Floats]:
-    source, target, size = table.source, table.target, len(table.present)
-    # Exact rows first, in any order; then the others by value: equal rows give equal bits.
-    order = np.argsort(rank[source], kind="stable")
-    source, target = source[order], target[order]
-    top, bottom = numerator[source], denominator[source]
-    tops: Floats = np.bincount(target, top, size).astype(np.float64, copy=False)
-    bottoms: Floats = np.bincount(target, bottom, size).astype(np.float64, copy=False)
-    reductions = [column.reduction for column in table.columns]
-    lines = len(table.lines)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = tops / bottoms
-        value = np.where(np.tile([name == "sum" for name in reductions], lines), tops, ratio)
-        if "exp_ratio" in reductions:
-            here = np.tile([name == "exp_ratio" for name in reductions], lines)
-            value[here] = np.exp(ratio[here])
-        if "mean" in reductions:
-            here = np.tile([name == "mean" for name in reductions], lines)
-            counts = np.bincount(target, minlength=size)
-            value[here] = np.bincount(target, top / bottom, size)[here] / np.maximum(counts[here], 1)
-        if "max" in reductions:
-            largest = np.full(size, -np.inf)
-            np.maximum.at(largest, target, top / bottom)
-            here = np.tile([name == "max" for name in reductions], lines)
-            value[here] = largest[here]
-    for numbers in (value, tops, bottoms):
-        numbers[~table.present] = np.nan
-    return value, tops, bottoms
+def _sums(table: _Table, numbers: Floats) -> Floats:
+    """Sum of the rows of every field: cells x fields, NaN where a field has no row."""
+    sums = np.full((len(numbers), len(table.lines) * len(table.columns)), np.nan)
+    for source, target in table.fields:
+        parts = numbers[:, source]
+        if source.shape[1] == 1:
+            sums[:, target] = parts[..., 0]
+            continue
+        parts = np.ascontiguousarray(np.moveaxis(np.sort(parts, axis=-1), -1, 0))
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total += part
+        sums[:, target] = total
+    return sums
 
 
-def _wide(
-    table: _Table, positions: Sequence[int], found: Sequence[tuple[Floats, Floats, Floats]], with_sums: bool
-) -> pa.Table:
+def _largest(table: _Table, numbers: Floats) -> Floats:
+    largest = np.full((len(numbers), len(table.lines) * len(table.columns)), np.nan)
+    for source, target in table.fields:
+        largest[:, target] = numbers[:, source].max(axis=-1)
+    return largest
+
+
+def _wide(table: _Table, positions: Sequence[int], numerator: Floats, denominator: Floats, with_sums: bool) -> pa.Table:
     cells, lines, width = len(positions), len(table.lines), len(table.columns)
     shape = (cells * lines, width)
-    values, tops, bottoms = (np.concatenate([part[n] for part in found]).reshape(shape) for n in range(3))
+    tops, bottoms = _sums(table, numerator), _sums(table, denominator)
+    reductions = np.tile([column.reduction for column in table.columns], lines)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values = tops / bottoms
+        plain = reductions == "sum"
+        values[:, plain] = tops[:, plain]
+        if (here := reductions == "exp_ratio").any():
+            values[:, here] = np.exp(values[:, here])
+        if (here := reductions == "max").any():
+            values[:, here] = _largest(table, numerator / denominator)[:, here]
+        if (here := reductions == "mean").any():
+            counts = _sums(table, np.ones_like(numerator))
+            values[:, here] = (_sums(table, numerator / denominator) / counts)[:, here]
+    values, tops, bottoms = (numbers.reshape(shape) for numbers in (values, tops, bottoms))
     again = pa.array(np.tile(np.arange(lines), cells))
     columns: dict[str, pa.Array] = {}
     for number, (name, reduction) in enumerate(table.columns):

@@ -15,7 +15,7 @@ import dask
 import pyarrow as pa
 
 from aggregate.compact import Pack, read_pack
-from aggregate.pivot import SCOPES, Kind, Pivot, join
+from aggregate.pivot import SCOPES, Kind, join
 from aggregate.reading import Numbers, read_cell
 from aggregate.scan import relative_reason
 from sparsehpc.core import shards
@@ -138,15 +138,16 @@ def combine(parts: Sequence[Reduced]) -> Reduced:
 def _reduced(found: Sequence[tuple[int, Numbers]], damage: Mapping[int, str]) -> Reduced:
     """Pass the numbers of each cell through its arrangement; cells of one arrangement make one table."""
     kinds: dict[str, Kind] = {}
-    arranged: dict[int, tuple[Pivot, list[int], list[Any]]] = {}
+    arranged: dict[int, list[tuple[int, Numbers]]] = {}
     for position, numbers in found:
-        pivot, positions, values = arranged.setdefault(id(numbers.pivot), (numbers.pivot, [], []))
-        positions.append(position)
-        values.append(pivot.values(numbers.numerator, numbers.denominator))
+        arranged.setdefault(id(numbers.pivot), []).append((position, numbers))
     tables: dict[str, list[pa.Table]] = {}
-    for pivot, positions, values in arranged.values():
+    for same in arranged.values():
+        pivot = same[0][1].pivot
         _same_kinds(kinds, pivot.kinds)
-        for scope, table in pivot.tables(positions, values):
+        positions = [position for position, _ in same]
+        parts = pivot.tables(positions, [n.numerator for _, n in same], [n.denominator for _, n in same])
+        for scope, table in parts:
             tables.setdefault(scope, []).append(table)
     return Reduced({scope: join(parts) for scope, parts in tables.items()}, kinds, damage)
 
