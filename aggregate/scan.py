@@ -98,12 +98,13 @@ def read_plan(run: RunFolder) -> pa.Table:
         raise UserError(
             f"the plan of {run.root} cannot be read: {error}", "make the run folder again from its study.toml"
         ) from error
-    version = (table.schema.metadata or {}).get(b"sparsehpc.schema_version", b"none").decode()
-    if version != str(schema.SCHEMA_VERSION) or not table.schema.equals(schema.PLAN, check_metadata=False):
+    try:
+        table = schema.conform(table, schema.PLAN)
+    except ValueError as error:
         raise UserError(
-            f"the plan of {run.root} has schema version {version}; this sparsehpc reads {schema.SCHEMA_VERSION}",
+            f"the plan of {run.root} is of another version: {error}",
             "use the sparsehpc that made the run (its version is in provenance.json), or make the run again",
-        )
+        ) from error
     return table.sort_by("order")
 
 

@@ -86,12 +86,13 @@ def _read(path: Path, columns: list[str], cell_ids: list[str] | None) -> pa.Tabl
     try:
         # Read as one buffer: a memory-mapped file on a network file system can raise SIGBUS.
         file = pq.ParquetFile(pa.BufferReader(path.read_bytes()))
-        version = (file.schema_arrow.metadata or {}).get(b"sparsehpc.schema_version", b"").decode()
-        if version != str(schema.SCHEMA_VERSION) or not file.schema_arrow.equals(schema.PLAN, check_metadata=False):
+        try:
+            schema.conform(file.schema_arrow.empty_table(), schema.PLAN)
+        except ValueError as error:
             raise UserError(
-                f"{path} is no plan of this version of sparsehpc (schema {version or 'unknown'})",
+                f"{path} is no plan of this version of sparsehpc: {error}",
                 "go on with the version that made the run, or make a new run folder with --out",
-            )
+            ) from error
         table = file.read(columns=columns)
     except FileNotFoundError as error:
         raise UserError(

@@ -160,3 +160,34 @@ PLAN: Final = pa.schema(
     ],
     metadata=_VERSION,
 )
+
+
+def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:
+    """Bring a table that was read to the columns of ``expected``, in order.
+
+    Columns that are newer than the table are filled with null, columns that are newer than this code are left out:
+    a release that adds a column still reads the runs of the one before it, and the other way round. A column that
+    changes its meaning raises `SCHEMA_VERSION` instead.
+
+    Raises
+    ------
+    ValueError
+        A column has another type, a column that cannot be empty is missing, or the version is another one.
+    """
+    version = (table.schema.metadata or {}).get(b"sparsehpc.schema_version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise ValueError(f"schema version {version}, this code reads {SCHEMA_VERSION}")
+    columns, problems = [], []
+    for field in expected:
+        place = table.schema.get_field_index(field.name)
+        if place >= 0 and table.schema.field(place).type == field.type:
+            columns.append(table.column(place))
+        elif place >= 0:
+            problems.append(f"column {field.name} is {table.schema.field(place).type}, not {field.type}")
+        elif field.nullable:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            problems.append(f"column {field.name} is missing")
+    if problems:
+        raise ValueError("another schema: " + "; ".join(problems))
+    return pa.table(columns, schema=expected.with_metadata(table.schema.metadata))
