@@ -15,6 +15,8 @@ typedef __m256 vec;
 #define OP static inline __attribute__((always_inline))
 
 #include "expand_table.h"
+#include "gather.h"
+#include "nibbles.h"
 
 OP vec v_set(float a) { return _mm256_set1_ps(a); }
 OP vec v_zero(void) { return _mm256_setzero_ps(); }
@@ -35,11 +37,6 @@ OP vec v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((c
 OP vec v_load_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }
-OP vec v_codes(uint64_t nibbles) {
-    uint64_t bytes = _pdep_u64(nibbles & 0xffffffffull, 0x0f0f0f0f0f0f0f0full);
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes)));
-}
-
 /* The lane each result lane takes; negative where the bit is not set. */
 OP __m256i expand_lanes(uint32_t bits) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)sh_expand_table[bits]));
@@ -48,9 +45,6 @@ OP vec v_expand(vec a, uint32_t bits) {
     __m256i from = expand_lanes(bits);
     __m256 unset = _mm256_castsi256_ps(_mm256_srai_epi32(from, 31));
     return _mm256_andnot_ps(unset, _mm256_permutevar8x32_ps(a, from));
-}
-OP vec v_keep(vec a, uint32_t bits) {
-    return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(expand_lanes(bits), 31)), a);
 }
 OP void v_pack(float *out, vec a, uint32_t bits) {
     float lanes[8];
@@ -61,33 +55,36 @@ OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
     for (; word; word &= word - 1) *out++ = (uint16_t)(base + (uint32_t)__builtin_ctzll(word));
 }
 
-OP float value_at(const char *values, int type, int64_t i) {
-    if (type == SH_F32) return ((const float *)(const void *)values)[i];
-    uint16_t half = ((const uint16_t *)(const void *)values)[i];
-    return type == SH_BF16 ? sh_from_bf16(half) : _cvtsh_ss(half);
-}
-OP float gather_typed(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    /* Scalar loads: gathers of eight are slower than eight loads on most processors that stop at AVX2. */
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-        s0 += value_at(values, type, i) * x[indices[i]];
-        s1 += value_at(values, type, i + 1) * x[indices[i + 1]];
-        s2 += value_at(values, type, i + 2) * x[indices[i + 2]];
-        s3 += value_at(values, type, i + 3) * x[indices[i + 3]];
+/* 64 weights of 4-bit codes: a byte each, then eight at a time expanded by the table. */
+OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64_t word, const uint8_t *grid, int64_t w,
+                       int64_t blocks, int dense, vec out[8]) {
+    uint8_t spread[64 + 16] __attribute__((aligned(32)));
+    spread_word(codes, total, code, spread);
+    for (int64_t half = 0; half < 2; half++) {
+        uint16_t ends[2] = {0, 0};
+        if (2 * w + half < blocks) memcpy(ends, grid + 4 * (2 * w + half), 4);
+        __m256 scale = _mm256_set1_ps(_cvtsh_ss(ends[0])), minimum = _mm256_set1_ps(_cvtsh_ss(ends[1]));
+        for (int64_t g = 4 * half; g < 4 * half + 4; g++) {
+            uint64_t before = g ? word & (~0ull >> (64 - 8 * g)) : 0;
+            const uint8_t *next = spread + (dense ? 8 * g : __builtin_popcountll(before));
+            __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)next));
+            __m256i place = expand_lanes((uint32_t)(word >> (8 * g) & 255));
+            if (!dense) lanes = _mm256_permutevar8x32_epi32(lanes, place);
+            __m256 weight = _mm256_fmadd_ps(_mm256_cvtepi32_ps(lanes), scale, minimum);
+            out[g] = _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(place, 31)), weight);
+        }
     }
-    for (; i < count; i++) s0 += value_at(values, type, i) * x[indices[i]];
-    return (s0 + s2) + (s1 + s3);
 }
-OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    if (type == SH_F32) return gather_typed(values, SH_F32, indices, count, x);
-    if (type == SH_BF16) return gather_typed(values, SH_BF16, indices, count, x);
-    return gather_typed(values, SH_F16, indices, count, x);
+
+OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
+    int64_t count = 0;
+    while (count < left && columns[count] < bound) count++;
+    return count;
 }
 
 #include "template.h"
 
-const sh_kernels sh_avx2 = {"avx2", LANES, small, lanes, tile};
+const sh_kernels sh_avx2 = {"avx2", LANES, 0, small, lanes, tile};
 
 #if defined(__clang__)
 #pragma clang attribute pop

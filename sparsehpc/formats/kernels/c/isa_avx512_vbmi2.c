@@ -25,9 +25,9 @@ OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
     _mm512_storeu_si512(out + 32, _mm512_add_epi16(high, start));
 }
 
-/* 64 weights of 4-bit codes: spread the codes of 33 bytes to 64 bytes, expand them by the mask, and look each up in
- * its block's sixteen weights. */
-#define SH_OWN_Q4
+/* 64 weights of 4-bit codes: bring every code into the low half of a byte of its own, expand the bytes by the mask,
+ * and look each up among its block's sixteen weights. The look-up reads four bits of a lane, so that whatever lies
+ * above them need not be cleared. */
 OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64_t word, const uint8_t *grid, int64_t w,
                        int64_t blocks, int dense, vec out[4]) {
     static const uint8_t quads[64] __attribute__((aligned(64))) = {
@@ -42,62 +42,75 @@ OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64
     raw = _mm512_permutexvar_epi8(_mm512_load_si512(quads), raw);
     __m512i shifts = _mm512_set1_epi64(0x1c1814100c080400ll);
     if (!dense) shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8((char)(4 * (code & 1))));
-    __m512i spread = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, raw), _mm512_set1_epi8(15));
+    __m512i spread = _mm512_multishift_epi64_epi8(shifts, raw);
     if (!dense) spread = _mm512_maskz_expand_epi8(word, spread);
-    uint16_t halves[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    uint16_t halves[16] = {0};
     memcpy(halves, grid + 8 * w, blocks - 2 * w >= 2 ? 8 : 4);
-    __m128 ends = _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)halves));
+    __m512 ends = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)halves)));
     const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 first = _mm512_fmadd_ps(steps, _mm512_broadcastss_ps(ends), _mm512_broadcastss_ps(_mm_movehdup_ps(ends)));
-    __m128 rest = _mm_movehl_ps(ends, ends);
-    __m512 second = _mm512_fmadd_ps(steps, _mm512_broadcastss_ps(rest), _mm512_broadcastss_ps(_mm_movehdup_ps(rest)));
-    __m512i c0 = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(spread));
-    __m512i c1 = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(spread, 1));
-    __m512i c2 = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(spread, 2));
-    __m512i c3 = _mm512_cvtepu8_epi32(_mm512_extracti32x4_epi32(spread, 3));
-    out[0] = _mm512_maskz_permutexvar_ps((__mmask16)word, c0, first);
+    __m512 first = _mm512_fmadd_ps(steps, _mm512_permutexvar_ps(_mm512_set1_epi32(0), ends),
+                                   _mm512_permutexvar_ps(_mm512_set1_epi32(1), ends));
+    __m512 second = _mm512_fmadd_ps(steps, _mm512_permutexvar_ps(_mm512_set1_epi32(2), ends),
+                                    _mm512_permutexvar_ps(_mm512_set1_epi32(3), ends));
+    /* Byte 16 g + j to lane j: one permutation a group, its upper bytes are ignored like the upper bits. */
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i c1 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), spread);
+    __m512i c2 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), spread);
+    __m512i c3 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(48)), spread);
+    out[0] = _mm512_maskz_permutexvar_ps((__mmask16)word, _mm512_cvtepu8_epi32(_mm512_castsi512_si128(spread)), first);
     out[1] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 16), c1, first);
     out[2] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 32), c2, second);
     out[3] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 48), c3, second);
 }
 
-#define SH_OWN_SMALL_BF16
+#define SH_OWN_BF16
 static int small_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
+static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 
 #include "template.h"
 
-/* bfloat16 weights times bfloat16 activations, summed in float32 by the pair instruction. */
+/* ---- bfloat16 weights times bfloat16 activations, summed in float32 by the pair instruction ------------------- */
+
+/* Word w of a row as 64 bfloat16 values in place. */
+INLINE void bf16_word(int layout, cursor *c, uint64_t word, int careful, __m512i out[2]) {
+    const char *p = c->p;
+    c->p += __builtin_popcountll(word) * 2;
+    uint16_t copy[SH_WORD + 32];
+    if (careful) {
+        memset(copy, 0, sizeof copy);
+        memcpy(copy, p, (size_t)(c->p - p));
+        p = (const char *)copy;
+    } else {
+        __builtin_prefetch(p + 4096, 0, 3);
+        __builtin_prefetch(p + 4160, 0, 3);
+    }
+    out[0] = _mm512_loadu_si512(p);
+    if (layout == SH_DENSE) {
+        out[1] = _mm512_loadu_si512(p + 64);
+    } else {
+        out[1] = _mm512_loadu_si512(p + 2 * __builtin_popcountll(word & 0xffffffffull));
+        out[0] = _mm512_maskz_expand_epi16((__mmask32)word, out[0]);
+        out[1] = _mm512_maskz_expand_epi16((__mmask32)(word >> 32), out[1]);
+    }
+}
+
+INLINE __m512 pairs(__m512 sum, __m512i a, const uint16_t *b) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)_mm512_loadu_si512(b));
+}
+
 INLINE void bf16_row(const sh_matrix *m, const sh_work *work, int64_t r, int layout, int tokens, int careful) {
     __m512 sums[SH_SMALL_TOKENS][2];
     for (int t = 0; t < tokens; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
     cursor c = open_row(m, layout, SH_BF16, r);
     int64_t words = words_of(m);
     for (int64_t w = 0; w < words; w++) {
-        uint64_t word = word_of(m, layout, r, w);
-        const char *p = c.p;
-        c.p += __builtin_popcountll(word) * 2;
-        uint16_t copy[SH_WORD + 32];
-        if (careful || (layout == SH_DENSE && is_careful(m, layout, SH_BF16, r, w))) {
-            memset(copy, 0, sizeof copy);
-            memcpy(copy, p, (size_t)(c.p - p));
-            p = (const char *)copy;
-        } else {
-            __builtin_prefetch(p + 4096, 0, 3);
-            __builtin_prefetch(p + 4160, 0, 3);
-        }
-        __m512i low = _mm512_loadu_si512(p), high;
-        if (layout == SH_DENSE) high = _mm512_loadu_si512(p + 64);
-        else {
-            high = _mm512_loadu_si512(p + 2 * __builtin_popcountll(word & 0xffffffffull));
-            low = _mm512_maskz_expand_epi16((__mmask32)word, low);
-            high = _mm512_maskz_expand_epi16((__mmask32)(word >> 32), high);
-        }
+        __m512i weights[2];
+        bf16_word(layout, &c, word_of(m, layout, r, w),
+                  careful || (layout == SH_DENSE && is_careful(m, layout, SH_BF16, r, w)), weights);
         const uint16_t *x = work->bfloat16 + w * SH_WORD;
         for (int t = 0; t < tokens; t++) {
-            __m512i x0 = _mm512_loadu_si512(x + t * work->padded_columns);
-            __m512i x1 = _mm512_loadu_si512(x + t * work->padded_columns + 32);
-            sums[t][0] = _mm512_dpbf16_ps(sums[t][0], (__m512bh)low, (__m512bh)x0);
-            sums[t][1] = _mm512_dpbf16_ps(sums[t][1], (__m512bh)high, (__m512bh)x1);
+            sums[t][0] = pairs(sums[t][0], weights[0], x + t * work->padded_columns);
+            sums[t][1] = pairs(sums[t][1], weights[1], x + t * work->padded_columns + 32);
         }
     }
     for (int t = 0; t < tokens; t++)
@@ -125,7 +138,71 @@ static int small_bf16(const sh_matrix *m, const sh_work *work, int64_t first, in
     return 0;
 }
 
-const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, small, lanes, tile};
+INLINE void bf16_decode(const sh_matrix *m, int layout, int64_t r, cursor *c, int64_t w0, int64_t w1, uint16_t *out) {
+    for (int64_t w = w0; w < w1; w++, out += SH_WORD) {
+        __m512i weights[2];
+        bf16_word(layout, c, word_of(m, layout, r, w), is_careful(m, layout, SH_BF16, r, w), weights);
+        _mm512_storeu_si512(out, weights[0]);
+        _mm512_storeu_si512(out + 32, weights[1]);
+    }
+}
+
+INLINE void bf16_block(const uint16_t *weights, int rows, const uint16_t *x, int64_t stride, int tokens,
+                       int64_t columns, float sums[][SH_TILE_ROWS]) {
+    __m512 acc[4 * SH_TILE_ROWS];
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < rows; i++) acc[t * rows + i] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < columns; k += 32) {
+        __m512i w[SH_TILE_ROWS];
+        for (int i = 0; i < rows; i++) w[i] = _mm512_loadu_si512(weights + i * SH_TILE_COLUMNS + k);
+        for (int t = 0; t < tokens; t++)
+            for (int i = 0; i < rows; i++) acc[t * rows + i] = pairs(acc[t * rows + i], w[i], x + t * stride + k);
+    }
+    if (rows == SH_TILE_ROWS && tokens == 4) {
+        v_store(sums[0], v_add(v_load(sums[0]), v_sum16(acc)));
+        return;
+    }
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < rows; i++) sums[t][i] += _mm512_reduce_add_ps(acc[t * rows + i]);
+}
+
+static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    if (m->layout != SH_DENSE && m->layout != SH_BITMAP && m->layout != SH_KEEP) return 0;
+    uint16_t *weights = (uint16_t *)work->scratch;
+    float(*sums)[SH_TILE_ROWS] = (float(*)[SH_TILE_ROWS])(void *)(weights + SH_TILE_ROWS * SH_TILE_COLUMNS);
+    int64_t words = words_of(m), step = SH_TILE_COLUMNS / SH_WORD;
+    for (int64_t r = first; r < last; r += SH_TILE_ROWS) {
+        int rows = last - r < SH_TILE_ROWS ? (int)(last - r) : SH_TILE_ROWS;
+        cursor cursors[SH_TILE_ROWS];
+        for (int i = 0; i < rows; i++) cursors[i] = open_row(m, m->layout, SH_BF16, r + i);
+        memset(sums, 0, (size_t)work->tokens * sizeof *sums);
+        for (int64_t w0 = 0; w0 < words; w0 += step) {
+            int64_t w1 = w0 + step < words ? w0 + step : words, columns = (w1 - w0) * SH_WORD;
+            for (int i = 0; i < rows; i++) {
+                uint16_t *out = weights + i * SH_TILE_COLUMNS;
+                if (m->layout == SH_DENSE) bf16_decode(m, SH_DENSE, r + i, &cursors[i], w0, w1, out);
+                else bf16_decode(m, SH_BITMAP, r + i, &cursors[i], w0, w1, out);
+            }
+            for (int64_t t = 0; t < work->tokens; t += 4) {
+                const uint16_t *x = work->bfloat16 + t * work->padded_columns + w0 * SH_WORD;
+                int tokens = work->tokens - t < 4 ? (int)(work->tokens - t) : 4;
+                if (rows == SH_TILE_ROWS && tokens == 4) {
+                    bf16_block(weights, SH_TILE_ROWS, x, work->padded_columns, 4, columns, sums + t);
+                    continue;
+                }
+                for (int i = 0; i < rows; i++)
+                    for (int s = 0; s < tokens; s++)
+                        bf16_block(weights + i * SH_TILE_COLUMNS, 1, x + s * work->padded_columns,
+                                   work->padded_columns, 1, columns, (float(*)[SH_TILE_ROWS])(void *)(&sums[t + s][i]));
+            }
+        }
+        for (int64_t t = 0; t < work->tokens; t++)
+            for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[t][i];
+    }
+    return 1;
+}
+
+const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,10 +1,11 @@
 /* Plain C for any processor: four lanes that compilers turn into whatever vectors the target always has. */
 #include "kernels.h"
 
-#include <math.h>
+#include <string.h>
 
 #define LANES 4
 #define TILE_STEP 2
+#define SH_SMALL_BY_LIST
 typedef struct { float f[LANES]; } vec;
 #define EACH for (int j = 0; j < LANES; j++)
 #define OP static inline __attribute__((always_inline))
@@ -19,8 +20,6 @@ OP float v_sum(vec a) { return (a.f[0] + a.f[2]) + (a.f[1] + a.f[3]); }
 OP vec v_load_bf16(const uint16_t *p) { vec r; EACH r.f[j] = sh_from_bf16(p[j]); return r; }
 OP vec v_load_f16(const uint16_t *p) { vec r; EACH r.f[j] = sh_from_f16(p[j]); return r; }
 OP vec v_load_i8(const int8_t *p) { vec r; EACH r.f[j] = (float)p[j]; return r; }
-OP vec v_codes(uint64_t nibbles) { vec r; EACH r.f[j] = (float)(nibbles >> (4 * j) & 15); return r; }
-OP vec v_keep(vec a, uint32_t bits) { EACH a.f[j] = bits >> j & 1 ? a.f[j] : 0.0f; return a; }
 
 OP vec v_expand(vec a, uint32_t bits) {
     vec r;
@@ -37,21 +36,52 @@ OP void v_pack(float *out, vec a, uint32_t bits) {
     EACH if (bits >> j & 1) out[next++] = a.f[j];
 }
 
+OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64_t word, const uint8_t *grid, int64_t w,
+                       int64_t blocks, int dense, vec out[SH_WORD / LANES]) {
+    float flat[SH_WORD];
+    uint16_t ends[4] = {0, 0, 0, 0};
+    memcpy(ends, grid + 8 * w, blocks - 2 * w >= 2 ? 8 : 4);
+    const float scales[2] = {sh_from_f16(ends[0]), sh_from_f16(ends[2])};
+    const float minima[2] = {sh_from_f16(ends[1]), sh_from_f16(ends[3])};
+    (void)total;
+    memset(flat, 0, sizeof flat);
+    for (uint64_t left = word; left; left &= left - 1) {
+        int column = __builtin_ctzll(left);
+        int64_t number = dense ? code + column : code++;
+        flat[column] = (float)(codes[number >> 1] >> (4 * (number & 1)) & 15) * scales[column / 32] + minima[column / 32];
+    }
+    memcpy(out, flat, sizeof flat);
+}
+
 OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
     for (; word; word &= word - 1) *out++ = (uint16_t)(base + (uint32_t)__builtin_ctzll(word));
 }
 
+OP float value_at(const char *values, int type, int64_t i) {
+    if (type == SH_F32) return ((const float *)(const void *)values)[i];
+    uint16_t half = ((const uint16_t *)(const void *)values)[i];
+    return type == SH_BF16 ? sh_from_bf16(half) : sh_from_f16(half);
+}
+
 OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    float sums[4] = {0, 0, 0, 0};
-    for (int64_t i = 0; i < count; i++) {
-        float value = type == SH_F32    ? ((const float *)(const void *)values)[i]
-                      : type == SH_BF16 ? sh_from_bf16(((const uint16_t *)(const void *)values)[i])
-                                        : sh_from_f16(((const uint16_t *)(const void *)values)[i]);
-        sums[i & 3] += value * x[indices[i]];
+    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        s0 += value_at(values, type, i) * x[indices[i]];
+        s1 += value_at(values, type, i + 1) * x[indices[i + 1]];
+        s2 += value_at(values, type, i + 2) * x[indices[i + 2]];
+        s3 += value_at(values, type, i + 3) * x[indices[i + 3]];
     }
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    for (; i < count; i++) s0 += value_at(values, type, i) * x[indices[i]];
+    return (s0 + s2) + (s1 + s3);
+}
+
+OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
+    int64_t count = 0;
+    while (count < left && columns[count] < bound) count++;
+    return count;
 }
 
 #include "template.h"
 
-const sh_kernels sh_portable = {"portable", LANES, small, lanes, tile};
+const sh_kernels sh_portable = {"portable", LANES, 0, small, lanes, tile};

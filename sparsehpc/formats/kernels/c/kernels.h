@@ -57,6 +57,7 @@ typedef struct {
 typedef struct {
     const char *name;
     int32_t vector_lanes;
+    int32_t bf16_pairs; /* whether bfloat16 weights and activations are multiplied in pairs, at twice the rate */
     void (*small)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*lanes)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*tile)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
@@ -64,6 +65,9 @@ typedef struct {
 
 /* Widest group of tokens the lanes kernel takes at once, in vectors. */
 enum { SH_LANE_VECTORS = 4 };
+
+/* The lanes kernel lists a panel of 1024 columns of 32 rows at a time; the lists may be overwritten by 64 entries. */
+enum { SH_PANEL_WORDS = 16, SH_PANEL_ROWS = 32, SH_PANEL_ROOM = SH_PANEL_WORDS * SH_WORD + SH_WORD };
 
 /* Columns of one tile of decoded weights, and rows of it. */
 enum { SH_TILE_COLUMNS = 1024, SH_TILE_ROWS = 4 };
@@ -90,7 +94,7 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *matrix, const void *x, int
               int threads, int strategy);
 
 /* Which strategy SH_AUTO takes. */
-int sh_choose(const sh_matrix *matrix, int64_t tokens);
+int sh_choose(const sh_kernels *isa, const sh_matrix *matrix, int x_type, int64_t tokens);
 
 /* Read every byte once with wide loads, split over threads: the time no kernel can beat. Returns a checksum. */
 uint64_t sh_read(const void *data, int64_t bytes, int threads);

@@ -4,12 +4,15 @@
  *   v_zero, v_set, v_load, v_store, v_add, v_fma, v_sum
  *   v_load_bf16, v_load_f16, v_load_i8   LANES values, widened to float
  *   v_expand(v, bits)               lane j of the result: the next unused lane of v where bit j is set, else 0
- *   v_codes(nibbles)                LANES 4-bit codes of a 64-bit word as floats
- *   v_keep(v, bits)                 v where the bit is set, else 0
  *   v_pack(out, v, bits)            store the lanes whose bit is set one after the other (LANES floats may be written)
+ *   decode_q4_word(codes, total, code, word, grid, w, blocks, dense, out)   word w of a row of 4-bit codes as GROUPS
+ *                                   vectors, 0 where the mask has no bit; codes from number `code` on, block grids
  *   list_columns(out, word, base)   append base + (positions of set bits) as 16-bit numbers (64 may be written)
+ *   count_below(columns, left, bound)   how many of the first 64 ascending columns (at most `left`) are below bound
  *   gather_row(values, type, indices, count, x)   sum of values[i] * x[indices[i]]
- *   SH_OWN_SMALL_BF16, SH_OWN_Q4    optional: faster versions of single pieces
+ *   SH_SUM16                        optional: v_sum16(v), the sums of sixteen vectors of sixteen lanes as one vector
+ *   SH_OWN_BF16                     optional: products of bfloat16 pairs
+ *   SH_SMALL_BY_LIST                optional: expansion is slow, list the columns of a row instead
  */
 #include <string.h>
 
@@ -60,23 +63,6 @@ INLINE int64_t row_start(const sh_matrix *m, int layout, int64_t r) {
     return m->offsets ? m->offsets[r] : r * m->per_row;
 }
 
-/* ---- 4-bit codes ---------------------------------------------------------------------------------------------- */
-
-/* 16 codes from code number `code` on; bytes past `total` read as zero. */
-INLINE uint64_t nibbles_at(const uint8_t *codes, int64_t total, int64_t code) {
-    int64_t byte = code >> 1;
-    uint64_t low = 0;
-    uint8_t next = 0;
-    if (byte + 9 <= total) {
-        memcpy(&low, codes + byte, 8);
-        next = codes[byte + 8];
-    } else if (byte < total) {
-        int64_t left = total - byte;
-        memcpy(&low, codes + byte, left < 8 ? (size_t)left : 8);
-    }
-    return code & 1 ? low >> 4 | (uint64_t)next << 60 : low;
-}
-
 /* ---- one word of 64 columns: GROUPS vectors of decoded weights ----------------------------------------------- */
 
 typedef struct {
@@ -101,23 +87,8 @@ INLINE cursor open_row(const sh_matrix *m, int layout, int type, int64_t r) {
 INLINE void decode_word(const sh_matrix *m, int layout, int type, cursor *c, uint64_t word, int64_t w, int careful,
                         vec out[GROUPS]) {
     if (type == SH_Q4) {
-        int64_t blocks = (m->columns + 31) / 32;
-        const uint8_t *codes = (const uint8_t *)m->values;
-#ifdef SH_OWN_Q4
-        decode_q4_word(codes, m->total, c->code, word, c->grid, w, blocks, layout == SH_DENSE, out);
-#else
-        int64_t code = c->code;
-        for (int g = 0; g < GROUPS; g++) {
-            uint64_t bits = word >> (g * LANES) & GROUP_BITS;
-            int64_t block = 2 * w + g * LANES / 32;
-            uint16_t grid[2] = {0, 0};
-            if (block < blocks) memcpy(grid, c->grid + 4 * block, 4);
-            vec q = v_codes(nibbles_at(codes, m->total, code));
-            if (layout != SH_DENSE) q = v_expand(q, (uint32_t)bits);
-            out[g] = v_keep(v_fma(q, v_set(sh_from_f16(grid[0])), v_set(sh_from_f16(grid[1]))), (uint32_t)bits);
-            code += layout == SH_DENSE ? LANES : __builtin_popcountll(bits);
-        }
-#endif
+        decode_q4_word((const uint8_t *)m->values, m->total, c->code, word, c->grid, w, (m->columns + 31) / 32,
+                       layout == SH_DENSE, out);
         c->code += layout == SH_DENSE ? SH_WORD : __builtin_popcountll(word);
         return;
     }
@@ -211,6 +182,10 @@ SMALL(small_quarter_f32, SH_ONE_OF_FOUR, SH_F32)
 SMALL(small_quarter_bf16, SH_ONE_OF_FOUR, SH_BF16)
 SMALL(small_quarter_f16, SH_ONE_OF_FOUR, SH_F16)
 
+#ifdef SH_SMALL_BY_LIST
+static void small_by_list(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
+#endif
+
 static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
     if (m->layout == SH_INDEX16) {
         const char *values = (const char *)m->values;
@@ -222,7 +197,13 @@ static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_
         }
         return;
     }
-#ifdef SH_OWN_SMALL_BF16
+#ifdef SH_SMALL_BY_LIST
+    if (m->layout != SH_DENSE) {
+        small_by_list(m, work, first, last);
+        return;
+    }
+#endif
+#ifdef SH_OWN_BF16
     if (m->type == SH_BF16 && work->bfloat16 && small_bf16(m, work, first, last)) return;
 #endif
     static void (*const table[3][5])(const sh_matrix *, const sh_work *, int64_t, int64_t) = {
@@ -235,58 +216,79 @@ static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_
 
 /* ---- tokens in lanes ------------------------------------------------------------------------------------------ */
 
-/* The stored weights of row r as float values and 16-bit columns; returns how many. */
-static int64_t list_row(const sh_matrix *m, int64_t r, const float **values, const uint16_t **columns, float *value_room,
-                        uint16_t *column_room) {
-    int64_t start = row_start(m, m->layout, r), count = 0, size = element_bytes(m->type);
-    const char *stored = (const char *)m->values + start * size;
-    if (m->layout == SH_INDEX16) {
-        count = m->offsets[r + 1] - start;
-        *columns = m->indices + start;
-    } else {
-        int64_t words = words_of(m);
-        cursor c = open_row(m, m->layout, m->type, r);
-        for (int64_t w = 0; w < words; w++) {
-            uint64_t word = word_of(m, m->layout, r, w);
-            if (m->type == SH_Q4) {
-                vec weights[GROUPS];
-                decode_word(m, m->layout, SH_Q4, &c, word, w, 0, weights);
-                float *out = value_room + count;
-                for (int g = 0; g < GROUPS; g++) {
-                    uint64_t bits = word >> (g * LANES) & GROUP_BITS;
-                    v_pack(out, weights[g], (uint32_t)bits);
-                    out += __builtin_popcountll(bits);
-                }
-            }
-            list_columns(column_room + count, word, (uint32_t)(w * SH_WORD));
-            count += __builtin_popcountll(word);
-        }
-        *columns = column_room;
-    }
-    if (m->type == SH_F32) {
-        *values = (const float *)(const void *)stored;
-        return count;
-    }
-    *values = value_room;
-    if (m->type == SH_Q4) return count;
-    vec scale = v_set(m->type == SH_I8 ? ((const float *)m->scales)[r] : 1.0f);
-    int64_t i = 0;
+/* A panel of a row: its stored weights as floats with 16-bit columns, and where every word of 64 columns ends. */
+typedef struct {
+    const float *values;
+    const uint16_t *columns;
+    uint16_t ends[SH_PANEL_WORDS];
+} piece;
+
+INLINE void widen(const char *stored, int type, float scale, int64_t count, float *out) {
+    int64_t size = element_bytes(type), i = 0;
     for (; i + LANES <= count; i += LANES)
-        v_store(value_room + i, v_fma(load_values(stored + i * size, m->type), scale, v_zero()));
+        v_store(out + i, v_fma(load_values(stored + i * size, type), v_set(scale), v_zero()));
     if (i < count) {
         char copy[LANES * 4];
         memset(copy, 0, sizeof copy);
         memcpy(copy, stored + i * size, (size_t)((count - i) * size));
-        v_store(value_room + i, v_fma(load_values(copy, m->type), scale, v_zero()));
+        v_store(out + i, v_fma(load_values(copy, type), v_set(scale), v_zero()));
     }
-    return count;
 }
 
-/* Sum of values[i] * x[columns[i]] for `vectors` vectors of tokens; `chains` sums run beside each other. */
-INLINE void lanes_row(const float *values, const uint16_t *columns, int64_t count, const float *x, float *out,
-                      int vectors, int chains) {
-    vec sums[8][SH_LANE_VECTORS];
-    for (int i = 0; i < chains; i++)
+/* List the words [w0, w1) of row r, whose cursor stands at w0. */
+static void list_piece(const sh_matrix *m, int64_t r, cursor *c, int64_t w0, int64_t w1, float *value_room,
+                       uint16_t *column_room, piece *out) {
+    int64_t count = 0;
+    const char *stored = c->p;
+    if (m->layout == SH_INDEX16) {
+        const uint16_t *columns = m->indices + c->code;
+        int64_t left = m->offsets[r + 1] - c->code;
+        for (int64_t w = w0; w < w1; w++) {
+            count += count_below(columns + count, left - count, (uint32_t)((w + 1) * SH_WORD));
+            out->ends[w - w0] = (uint16_t)count;
+        }
+        out->columns = columns;
+        c->code += count;
+    } else {
+        for (int64_t w = w0; w < w1; w++) {
+            uint64_t word = word_of(m, m->layout, r, w);
+            if (m->type == SH_Q4) {
+                vec weights[GROUPS];
+                decode_word(m, m->layout, SH_Q4, c, word, w, 0, weights);
+                float *packed = value_room + count;
+                for (int g = 0; g < GROUPS; g++) {
+                    uint64_t bits = word >> (g * LANES) & GROUP_BITS;
+                    v_pack(packed, weights[g], (uint32_t)bits);
+                    packed += __builtin_popcountll(bits);
+                }
+            }
+            list_columns(column_room + count, word, (uint32_t)(w * SH_WORD));
+            count += __builtin_popcountll(word);
+            out->ends[w - w0] = (uint16_t)count;
+        }
+        out->columns = column_room;
+    }
+    out->values = value_room;
+    switch (m->type) {
+    case SH_F32:
+        out->values = (const float *)(const void *)stored;
+        /* Read here in order: later every row's share of a chunk is read in turn, which no hardware foresees. */
+        for (int64_t line = 0; line < count * 4; line += 64) __builtin_prefetch(stored + line, 0, 2);
+        break;
+    case SH_BF16: widen(stored, SH_BF16, 1.0f, count, value_room); break;
+    case SH_F16: widen(stored, SH_F16, 1.0f, count, value_room); break;
+    case SH_I8: widen(stored, SH_I8, ((const float *)m->scales)[r], count, value_room); break;
+    default: break;
+    }
+    if (m->type != SH_Q4) c->p += count * element_bytes(m->type);
+}
+
+/* Add values[i] * x[columns[i]] to `vectors` vectors of tokens; `chains` sums run beside each other. */
+INLINE void lanes_piece(const float *values, const uint16_t *columns, int64_t count, const float *x, float *out,
+                        int vectors, int chains) {
+    vec sums[4][SH_LANE_VECTORS];
+    for (int v = 0; v < vectors; v++) sums[0][v] = v_load(out + v * LANES);
+    for (int i = 1; i < chains; i++)
         for (int v = 0; v < vectors; v++) sums[i][v] = v_zero();
     int64_t n = 0;
     for (; n + chains <= count; n += chains)
@@ -307,29 +309,82 @@ INLINE void lanes_row(const float *values, const uint16_t *columns, int64_t coun
     }
 }
 
-static void lanes(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
-    float *value_room = (float *)work->scratch;
-    uint16_t *column_room = (uint16_t *)(void *)(value_room + m->columns + SH_WORD);
-    float sums[SH_LANE_VECTORS * LANES] __attribute__((aligned(64)));
-    for (int64_t r = first; r < last; r++) {
-        const float *values = NULL;
-        const uint16_t *columns = NULL;
-        int64_t count = list_row(m, r, &values, &columns, value_room, column_room);
-        for (int64_t token = 0; token < work->tokens;) {
-            int64_t vectors = sh_group_vectors(work->tokens - token, LANES);
-            const float *x = work->lanes + m->columns * token;
-            switch (vectors) {
-            case 1: lanes_row(values, columns, count, x, sums, 1, 8); break;
-            case 2: lanes_row(values, columns, count, x, sums, 2, 4); break;
-            case 3: lanes_row(values, columns, count, x, sums, 3, 2); break;
-            default: lanes_row(values, columns, count, x, sums, 4, 2); break;
-            }
-            int64_t end = token + vectors * LANES;
-            for (int64_t t = token; t < end && t < work->tokens; t++) work->y[t * m->rows + r] = sums[t - token];
-            token = end;
+/* A chunk of x should fit the first-level cache (4 words of 64 columns per vector of tokens), and a row's share of it
+ * should hold enough weights that starting it costs little beside them. */
+#define PIECE_WEIGHTS 40
+INLINE int64_t widest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* All chunks of a panel for one group of tokens: a chunk of x stays in the first-level cache for all rows. */
+INLINE void lanes_group(const piece *pieces, int rows, int64_t words, const float *x, float *sums, int64_t stride,
+                        int64_t chunk, int vectors, int chains) {
+    for (int64_t w = 0; w < words; w += chunk) {
+        int64_t last = (w + chunk < words ? w + chunk : words) - 1;
+        for (int i = 0; i < rows; i++) {
+            int64_t start = w ? pieces[i].ends[w - 1] : 0;
+            lanes_piece(pieces[i].values + start, pieces[i].columns + start, pieces[i].ends[last] - start, x,
+                        sums + i * stride, vectors, chains);
         }
     }
 }
+
+static void lanes(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    int64_t stride = (work->tokens + LANES - 1) / LANES * LANES, words = words_of(m);
+    int64_t stored = m->type == SH_Q4 ? 2 * m->total : m->total;
+    int64_t per_word = stored / (m->rows * words) + 1, chunk = (PIECE_WEIGHTS + per_word - 1) / per_word;
+    float *sums = (float *)work->scratch;
+    float *value_room = sums + SH_PANEL_ROWS * stride;
+    uint16_t *column_room = (uint16_t *)(void *)(value_room + SH_PANEL_ROWS * SH_PANEL_ROOM);
+    for (int64_t r = first; r < last; r += SH_PANEL_ROWS) {
+        int rows = last - r < SH_PANEL_ROWS ? (int)(last - r) : SH_PANEL_ROWS;
+        cursor cursors[SH_PANEL_ROWS];
+        for (int i = 0; i < rows; i++) {
+            cursors[i] = open_row(m, m->layout, m->type, r + i);
+            if (m->layout == SH_INDEX16) cursors[i].code = m->offsets[r + i];
+        }
+        memset(sums, 0, (size_t)(rows * stride) * sizeof *sums);
+        for (int64_t w0 = 0; w0 < words; w0 += SH_PANEL_WORDS) {
+            int64_t w1 = w0 + SH_PANEL_WORDS < words ? w0 + SH_PANEL_WORDS : words;
+            piece pieces[SH_PANEL_ROWS];
+            for (int i = 0; i < rows; i++)
+                list_piece(m, r + i, &cursors[i], w0, w1, value_room + i * SH_PANEL_ROOM,
+                           column_room + i * SH_PANEL_ROOM, &pieces[i]);
+            for (int64_t token = 0; token < work->tokens;) {
+                int64_t vectors = sh_group_vectors(work->tokens - token, LANES);
+                const float *x = work->lanes + m->columns * token;
+                switch (vectors) {
+                case 1: lanes_group(pieces, rows, w1 - w0, x, sums + token, stride, widest(chunk, 4 / 1), 1, 4); break;
+                case 2: lanes_group(pieces, rows, w1 - w0, x, sums + token, stride, widest(chunk, 4 / 2), 2, 2); break;
+                case 3: lanes_group(pieces, rows, w1 - w0, x, sums + token, stride, widest(chunk, 4 / 3), 3, 1); break;
+                default: lanes_group(pieces, rows, w1 - w0, x, sums + token, stride, widest(chunk, 4 / 4), 4, 1); break;
+                }
+                token += vectors * LANES;
+            }
+        }
+        for (int64_t t = 0; t < work->tokens; t++)
+            for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[i * stride + t];
+    }
+}
+
+#ifdef SH_SMALL_BY_LIST
+static void small_by_list(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    float values[SH_PANEL_ROOM];
+    uint16_t columns[SH_PANEL_ROOM];
+    int64_t words = words_of(m);
+    for (int64_t r = first; r < last; r++) {
+        cursor c = open_row(m, m->layout, m->type, r);
+        float sums[SH_SMALL_TOKENS] = {0, 0, 0, 0};
+        for (int64_t w0 = 0; w0 < words; w0 += SH_PANEL_WORDS) {
+            int64_t w1 = w0 + SH_PANEL_WORDS < words ? w0 + SH_PANEL_WORDS : words;
+            piece listed;
+            list_piece(m, r, &c, w0, w1, values, columns, &listed);
+            for (int64_t t = 0; t < work->tokens; t++)
+                sums[t] += gather_row((const char *)listed.values, SH_F32, listed.columns, listed.ends[w1 - w0 - 1],
+                                      work->rows + t * work->padded_columns);
+        }
+        for (int64_t t = 0; t < work->tokens; t++) work->y[t * m->rows + r] = sums[t];
+    }
+}
+#endif
 
 /* ---- rows decoded to a tile, then a dense product ------------------------------------------------------------- */
 
@@ -381,22 +436,31 @@ static void decode_piece(const sh_matrix *m, int64_t r, cursor *c, int64_t w0, i
 /* Products of `rows` decoded rows with `tokens` rows of x over `columns` columns, added to sums[token][row]. */
 INLINE void tile_block(const float *weights, int rows, const float *x, int64_t stride, int tokens, int64_t columns,
                        float sums[][SH_TILE_ROWS]) {
-    vec acc[TILE_STEP][4];
-    for (int i = 0; i < rows; i++)
-        for (int t = 0; t < tokens; t++) acc[i][t] = v_zero();
+    vec acc[4 * TILE_STEP];
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < rows; i++) acc[t * rows + i] = v_zero();
     for (int64_t k = 0; k < columns; k += LANES) {
         vec w[TILE_STEP];
         for (int i = 0; i < rows; i++) w[i] = v_load(weights + i * SH_TILE_COLUMNS + k);
         for (int t = 0; t < tokens; t++) {
             vec in = v_load(x + t * stride + k);
-            for (int i = 0; i < rows; i++) acc[i][t] = v_fma(w[i], in, acc[i][t]);
+            for (int i = 0; i < rows; i++) acc[t * rows + i] = v_fma(w[i], in, acc[t * rows + i]);
         }
     }
+#ifdef SH_SUM16
+    if (rows == 4 && tokens == 4) {
+        v_store(sums[0], v_add(v_load(sums[0]), v_sum16(acc)));
+        return;
+    }
+#endif
     for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < rows; i++) sums[t][i] += v_sum(acc[i][t]);
+        for (int i = 0; i < rows; i++) sums[t][i] += v_sum(acc[t * rows + i]);
 }
 
 static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+#ifdef SH_OWN_BF16
+    if (m->type == SH_BF16 && work->bfloat16 && tile_bf16(m, work, first, last)) return;
+#endif
     float *weights = (float *)work->scratch;
     float(*sums)[SH_TILE_ROWS] = (float(*)[SH_TILE_ROWS])(void *)(weights + SH_TILE_ROWS * SH_TILE_COLUMNS);
     int64_t words = words_of(m);

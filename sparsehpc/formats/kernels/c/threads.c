@@ -79,10 +79,14 @@ static int64_t split(const sh_matrix *m, int part, int parts) {
     return low / SH_TILE_ROWS * SH_TILE_ROWS;
 }
 
-int sh_choose(const sh_matrix *m, int64_t tokens) {
+int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tokens) {
     if (m->layout == SH_DENSE) return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_TILE;
-    if (m->layout == SH_INDEX16) return tokens == 1 ? SH_SMALL : SH_LANES;
-    return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_LANES;
+    if (m->layout == SH_INDEX16) return tokens <= 2 ? SH_SMALL : SH_LANES;
+    if (tokens <= SH_SMALL_TOKENS) return SH_SMALL;
+    /* One multiply-add per stored weight and vector of tokens costs about 1.25 of a dense one, or 3 of a pair. */
+    double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
+    int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
+    return density > (pairs ? 0.25 : 0.75) ? SH_TILE : SH_LANES;
 }
 
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
@@ -95,25 +99,26 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
     if (!matrix.indices) matrix.indices = (const uint16_t *)nothing;
     const sh_matrix *m = &matrix;
     int64_t columns = m->columns, padded = (columns + SH_WORD - 1) / SH_WORD * SH_WORD;
-    if (strategy == SH_AUTO) strategy = sh_choose(m, tokens);
+    if (strategy == SH_AUTO) strategy = sh_choose(isa, m, x_type, tokens);
     if (threads < 1 || m->rows * columns * tokens < PARALLEL_WORK) threads = 1;
 #ifndef _OPENMP
     threads = 1;
 #endif
-    int pairs = strategy == SH_SMALL && x_type == SH_BF16 && m->type == SH_BF16; /* kernels may multiply bfloat16 */
+    int pairs = strategy != SH_LANES && isa->bf16_pairs && x_type == SH_BF16 && m->type == SH_BF16;
     int direct = strategy != SH_LANES && x_type == SH_F32 && padded == columns;
     int64_t lanes_tokens = (tokens + isa->vector_lanes - 1) / isa->vector_lanes * isa->vector_lanes;
-    int64_t scratch_bytes = strategy == SH_LANES ? (columns + SH_WORD) * 6 + 128
+    int64_t scratch_bytes = strategy == SH_LANES ? SH_PANEL_ROWS * (lanes_tokens * 4 + SH_PANEL_ROOM * 6)
                             : strategy == SH_TILE
                                 ? (int64_t)SH_TILE_ROWS * (SH_TILE_COLUMNS + tokens) * (int64_t)sizeof(float)
                                 : 0;
     scratch_bytes = (scratch_bytes + 63) / 64 * 64;
-    float *rows = strategy == SH_LANES || direct ? NULL : room(tokens * padded * 4);
+    int wide = strategy != SH_LANES && !direct && !(pairs && m->layout != SH_ONE_OF_FOUR && m->layout != SH_INDEX16);
+    float *rows = wide ? room(tokens * padded * 4) : NULL;
     uint16_t *bfloat16 = pairs ? room(tokens * padded * 2) : NULL;
     float *lanes = strategy == SH_LANES ? room(lanes_tokens * columns * 4) : NULL;
     float *out = x_type == SH_F32 ? y : room(tokens * m->rows * 4);
     char *scratch = scratch_bytes ? room(scratch_bytes * threads) : NULL;
-    int failed = (strategy != SH_LANES && !direct && !rows) || (pairs && !bfloat16) ||
+    int failed = (wide && !rows) || (pairs && !bfloat16) ||
                  (strategy == SH_LANES && !lanes) || !out || (scratch_bytes && !scratch);
     if (!failed) {
 #ifdef _OPENMP
