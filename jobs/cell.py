@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import errno
+import hashlib
 import json
 import os
 import sys
@@ -160,9 +161,16 @@ def _compute(
             prompts,
             scratch=Path(scratch),
             memory_bytes=int(resource.memory_gib * GIB * MEMORY_SHARE),
+            checkpoint=_checkpoint(run, cells) if resource.checkpoint_layers else None,
             progress=progress,
             finished=writer,
         )
+
+
+def _checkpoint(run: RunFolder, cells: Sequence[Cell]) -> Path:
+    """Folder of the walk of these very cells."""
+    ids = ",".join(sorted(cell.cell_id for cell in cells))
+    return run.checkpoints / hashlib.sha256(ids.encode()).hexdigest()[:20]
 
 
 class _Writer:

@@ -8,9 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from jobs.spec import CalibrationTable, EvaluationTable, GridTable, ModelTable, StudyTable
+from slurm.resources import LIMITS
 from sparsehpc.pruning.base import METHODS
-
-_LIMITS = {"cpus": 4096, "memory_gib": 65536, "minutes": 60 * 24 * 365, "gpus": 64}
 
 
 def study_schema() -> dict[str, Any]:
@@ -30,8 +29,9 @@ def study_schema() -> dict[str, Any]:
                 **({"exclusiveMinimum": 0} if key == "memory_gib" else {"minimum": 0 if key == "gpus" else 1}),
                 "maximum": most,
             }
-            for key, most in _LIMITS.items()
-        },
+            for key, most in LIMITS.items()
+        }
+        | {"checkpoint_layers": {"type": "boolean"}},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -52,6 +52,7 @@ cpus = 2
 memory_gib = 8
 minutes = 30
 gpus = 0                    # more than none: the cells run on cuda
+# checkpoint_layers = true  # a killed job goes on at its last finished decoder layer
 """
 
 

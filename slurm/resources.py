@@ -11,7 +11,8 @@ from typing import Any
 from sparsehpc.core.errors import UserErrors, unknown
 
 #: Upper bounds that only catch slips of the unit (bytes for GiB, seconds for minutes).
-_LIMITS = {"cpus": 4096, "memory_gib": 65536, "minutes": 60 * 24 * 365, "gpus": 64}
+LIMITS = {"cpus": 4096, "memory_gib": 65536, "minutes": 60 * 24 * 365, "gpus": 64}
+_KEYS = (*LIMITS, "checkpoint_layers")
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -31,6 +32,8 @@ class Resources:
         Wall time of one job in minutes.
     gpus
         GPUs of one job; more than none means that cells run on ``cuda``.
+    checkpoint_layers
+        Keep the state after every decoder layer in the run folder, so that a killed job goes on there.
     """
 
     name: str = "cpu"
@@ -38,6 +41,7 @@ class Resources:
     memory_gib: float = 4.0
     minutes: int = 30
     gpus: int = 0
+    checkpoint_layers: bool = False
 
     @property
     def device(self) -> str:
@@ -61,17 +65,17 @@ class Resources:
 def problems(name: str, table: object) -> list[str]:
     """Everything that is wrong with ``[resources.NAME]``, each with the legal values; empty if it is sound.
 
-    >>> problems("cpu", {"cpus": 0, "memory": 8})  # doctest: +NORMALIZE_WHITESPACE
-    ["resources.cpu: unknown key 'memory'; did you mean 'memory_gib'? Legal: cpus, gpus, memory_gib, minutes",
+    >>> problems("cpu", {"cpus": 0, "memory": 8})  # doctest: +NORMALIZE_WHITESPACE, +ELLIPSIS
+    ["resources.cpu: unknown key 'memory'; did you mean 'memory_gib'? ...",
      'resources.cpu.cpus is 0; legal: a whole number from 1 to 4096']
     """
     where = f"resources.{name}"
     if not _CLASS_NAME.fullmatch(name):
         return [f"{where!r} is not a legal name: letters, digits, '-' and '_', at most 32"]
     if not isinstance(table, Mapping):
-        return [f"{where} is {table!r}; legal: a table of {', '.join(_LIMITS)}"]
-    found = [f"{where}: {unknown('key', key, _LIMITS)}" for key in table if key not in _LIMITS]
-    for key, most in _LIMITS.items():
+        return [f"{where} is {table!r}; legal: a table of {', '.join(_KEYS)}"]
+    found = [f"{where}: {unknown('key', key, _KEYS)}" for key in table if key not in _KEYS]
+    for key, most in LIMITS.items():
         if key not in table:
             continue
         value, least = table[key], 0 if key == "gpus" else 1
@@ -83,4 +87,6 @@ def problems(name: str, table: object) -> list[str]:
             legal = f"a whole number from {least} to {most}"
         if not sound:
             found.append(f"{where}.{key} is {value!r}; legal: {legal}")
+    if not isinstance(table.get("checkpoint_layers", False), bool):
+        found.append(f"{where}.checkpoint_layers is {table['checkpoint_layers']!r}; legal: true or false")
     return found

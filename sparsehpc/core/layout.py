@@ -6,6 +6,7 @@
          tokens/<key>.npz                      evaluation and calibration tokens, fixed when the run was made
          cells/<2 hex>/<cell_id>/              measurements.parquet, cell.parquet (the commit mark), failure.json
          submissions/<id>/                     ledger.json and what the scheduler's tools leave
+         checkpoints/<walk>/                   a walk between two layers, where the study asks for it
          logs/  tables/  figures/  report/
 """
 
@@ -71,6 +72,11 @@ class RunFolder:
     def submissions(self) -> Path:
         """Folder of all submissions."""
         return self.root / "submissions"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of walks in the middle; empty once they have ended."""
+        return self.root / "checkpoints"
 
     @property
     def logs(self) -> Path:

@@ -134,7 +134,7 @@ def test_commands_in_the_documentation_exist(pages: Path) -> None:
 
 
 def test_numbers_in_the_definitions_are_those_of_the_code() -> None:
-    from sparsehpc.pipeline import GENERATED_TOKENS
+    from sparsehpc.behaviour import GENERATED_TOKENS
     from sparsehpc.text.build import COPIED_RUN_TOKENS
 
     text = " ".join((DOCS / "definitions.md").read_text(encoding="utf-8").split())
