@@ -56,7 +56,7 @@ def _present(run: RunFolder, cell_ids: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for beginning in {cell_id[:2] for cell_id in cell_ids}:
         try:
-            found.update(entry.name for entry in os.scandir(run.cells / beginning))
+            found.update(path.name for path in (run.cells / beginning).iterdir())
         except OSError:
             continue
     return found

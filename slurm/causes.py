@@ -15,7 +15,7 @@ Cause = Literal["OOM", "TIME", "NODE", "CODE", "CANCELLED", "LOST"]
 #: Bytes of a log's end that are read.
 _TAIL_BYTES = 16384
 _OOM = re.compile(
-    r"oom[-_ ]?kill|out[ -]of[ -]memory|exceeded (?:job|step) memory limit|memory limit.*being killed|\bMemoryError\b"
+    r"oom[-_ ]?kill|out[ -]of[ -]memory|exceeded (?:\w+ )?memory limit|memory limit.*being killed|\bMemoryError\b"
     r"|std::bad_alloc|cannot allocate memory|can't allocate memory",
     re.IGNORECASE,
 )

@@ -116,7 +116,8 @@ def read_ledger(run: RunFolder) -> tuple[list[Submission], list[str]]:
     found: list[Submission] = []
     problems: list[str] = []
     try:
-        names = sorted(entry.name for entry in os.scandir(run.submissions) if _ID.fullmatch(entry.name))
+        with os.scandir(run.submissions) as entries:
+            names = sorted(entry.name for entry in entries if _ID.fullmatch(entry.name))
     except FileNotFoundError:
         return found, problems
     for name in names:
@@ -147,8 +148,8 @@ def _read(folder: Path) -> Submission:
 
 def job_id_from_logs(folder: Path) -> str | None:
     """Job id that the files of a submission tell: its tasks name their logs by it."""
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(folder):
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
             if found := re.match(r"(\d+)_\d+_\d+_log\.(?:out|err)", entry.name):
                 return found.group(1)
     return None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 STUDY = """\
@@ -98,6 +101,20 @@ def task_processes(job_id: str) -> list[tuple[int, int]]:
                 if ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
                     found.append((int(entry.name), int(values[b"SLURM_ARRAY_TASK_ID"])))
     return found
+
+
+def caught(job_id: str, tasks: int, timeout_s: float = 120.0) -> dict[int, int]:
+    """Stop every task of an array as soon as it is there; process id by index. SIGCONT lets one go on."""
+    held: dict[int, int] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(held) < tasks:
+        for pid, task in task_processes(job_id):
+            if task not in held:
+                os.kill(pid, signal.SIGSTOP)
+                held[task] = pid
+        assert time.monotonic() < deadline, f"{len(held)} of {tasks} tasks of job {job_id} were seen"
+        time.sleep(0.02)
+    return held
 
 
 def slurm(*command: str) -> str:

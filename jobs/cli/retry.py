@@ -22,6 +22,9 @@ def retry(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go; send nothing.")] = False,
     yes: Yes = False,
+    aggregate: Annotated[
+        bool, typer.Option(help="Also submit a job that writes tables and report after all others.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Send failed and damaged cells again with the remedy for their cause, up to a cap.
@@ -55,7 +58,14 @@ def retry(
     if arrays and not dry_run:
         if not (yes or typer.confirm("submit?", err=True)):
             raise typer.Exit(1)
-        sent = send_arrays(folder, arrays, cluster, lambda text: typer.echo(text, err=True), again=plan.cell_ids)
+        sent = send_arrays(
+            folder,
+            arrays,
+            cluster,
+            lambda text: typer.echo(text, err=True),
+            aggregate=aggregate,
+            again=plan.cell_ids,
+        )
     if json:
         echo_json(
             {

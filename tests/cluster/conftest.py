@@ -163,7 +163,7 @@ def finish(cli: Callable[..., Answer], settled: Callable[..., dict]) -> Callable
             assert all(
                 state["state"] == "done" or state["cause"] or state["reason"] for state in found["states"].values()
             )
-            answer = cli("retry", run, "--yes", *words)
+            answer = cli("retry", run, "--yes", "--no-aggregate", *words)
             assert answer.code == 0, answer.said
         pytest.fail(f"not complete after {rounds} retries: {found['cells']} {found['failed_by_cause']}")
 
