@@ -16,6 +16,7 @@ from sparsehpc.metrics.positions import DensePositions, dense_positions, positio
 from sparsehpc.models.generate import generate
 
 if TYPE_CHECKING:
+    from sparsehpc.models.spool import LayerStore
     from sparsehpc.models.stream import LayerWalk
     from sparsehpc.text.windows import TokenWindows
     from sparsehpc.tracks import Track
@@ -134,10 +135,22 @@ class Behaviour:
                     nullcontext() if combination is None else combination.outside_layers(self.walk, track, self.outside)
                 )
                 with track.clock.phase("evaluate"), mine:
-                    tokens = generate(self.walk, prompts, GENERATED_TOKENS, plain, track.store)
+                    tokens = self._generate(prompts, plain, track.store, combination)
             track.store = None
             yield track, combination, tokens
         self.progress("generation", len(tracks), len(tracks))
+
+    def _generate(
+        self,
+        prompts: torch.Tensor,
+        plain: Sequence[Mapping[str, torch.Tensor]],
+        store: LayerStore,
+        combination: Combination | None,
+    ) -> torch.Tensor:
+        def biases(layer: int) -> AbstractContextManager[None]:
+            return nullcontext() if combination is None else combination.own_biases(self.walk, layer)
+
+        return generate(self.walk, prompts, GENERATED_TOKENS, plain, store, biases)
 
     def _own_outside(self, track: Track, combination: Combination | None) -> AbstractContextManager[None]:
         return nullcontext() if combination is None else combination.outside_layers(self.walk, track, self.outside)

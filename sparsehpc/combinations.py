@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sparsehpc.formats.base import FORMATS
-from sparsehpc.pruning.base import Method, Site, Statistic
+from sparsehpc.pruning.base import DenseSurvey, Method, Site, Statistic
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.tracks import Clock, Track
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from sparsehpc.text.windows import TokenWindows
 
 Statistics = dict[str, dict[str, "torch.Tensor"]]
+
+
+def bias_name(weight: str) -> str:
+    """Name of the bias that belongs to a weight."""
+    return weight.removesuffix("weight") + "bias"
+
+
+def bias_parameter(weight: Parameter) -> Parameter:
+    """Bias of a linear, as the structure would list it."""
+    return dataclasses.replace(weight, name=bias_name(weight.name), shape=weight.shape[:1], kind="bias", tied_to=None)
 
 
 def collect(
@@ -69,14 +79,15 @@ def collect(
     return {name: results[leader] for name, leader in leaders.items()}
 
 
-def dense_norms(
+def dense_survey(
     walk: LayerWalk,
     text: TokenWindows,
     hidden: HiddenStates,
     wanted: Collection[str],
+    statistics: Sequence[Statistic],
     progress: Callable[[str, int, int], None],
-) -> dict[str, torch.Tensor]:
-    """Input norms of the dense model's linears over one calibration text, by weight name.
+) -> DenseSurvey:
+    """Input statistics of the dense model's linears, and every layer's influence, over one calibration text.
 
     Parameters
     ----------
@@ -88,13 +99,16 @@ def dense_norms(
         Room for their hidden states; overwritten.
     wanted
         Names of the weights; those outside decoder layers are passed over.
+    statistics
+        What to accumulate.
     progress
         Called with a stage, steps done and steps in all.
     """
     import torch
 
     lengths = [len(window) for window in text.ids]
-    norms: dict[str, torch.Tensor] = {}
+    inputs: Statistics = {}
+    influence: dict[int, float] = {}
     walk.load_outside()
     for window, array in enumerate(text.ids):
         hidden[window], _ = walk.embed(torch.from_numpy(array)[None])
@@ -103,14 +117,18 @@ def dense_norms(
         progress("dense calibration", layer, walk.structure.layers)
         walk.load(layer)
         names = [p.name for p in walk.structure.in_layer(layer) if p.name in wanted]
+        cosines: list[torch.Tensor] = []
 
-        def step(window: int, layer: int = layer) -> None:
-            hidden[window] = walk.run(layer, hidden[window], walk.call(lengths[window]))
+        def step(window: int, layer: int = layer, cosines: list[torch.Tensor] = cosines) -> None:
+            before = hidden[window]
+            after = walk.run(layer, before, walk.call(lengths[window]))
+            cosines.append(torch.cosine_similarity(before.double(), after.double(), dim=-1).sum())
+            hidden[window] = after
 
-        found = collect(walk, names, len(lengths), step, ("input_norm",))
-        norms |= {name: statistics["input_norm"] for name, statistics in found.items()}
+        inputs |= collect(walk, names, len(lengths), step, statistics)
+        influence[layer] = 1 - float(torch.stack(cosines).sum()) / sum(lengths)
         walk.unload(layer)
-    return norms
+    return DenseSurvey(inputs, influence)
 
 
 @dataclasses.dataclass(slots=True)
@@ -215,8 +233,33 @@ class Combination:
         if self.calibration is None:
             return
         walk.install({name: FORMATS.get("masked").encode(weight) for name, weight in pruned.items()})
-        for window, tokens in enumerate(self.calibration_tokens):
-            self.calibration[window] = walk.run(layer, self.calibration[window], walk.call(tokens))
+        with self.own_biases(walk, layer):
+            for window, tokens in enumerate(self.calibration_tokens):
+                self.calibration[window] = walk.run(layer, self.calibration[window], walk.call(tokens))
+
+    def own_biases(self, walk: LayerWalk, layer: int) -> AbstractContextManager[None]:
+        """Let the layer's linears have the biases that the method gave them while the block runs."""
+        changes = {} if self.method is None else self.method.bias_changes
+        mine = {p.name: changes[p.name] for p in walk.structure.in_layer(layer) if p.name in changes}
+        return walk.biases(mine) if mine else nullcontext()
+
+    def biased(
+        self, parameters: Sequence[Parameter], tensors: Mapping[str, torch.Tensor]
+    ) -> tuple[list[Parameter], dict[str, torch.Tensor]]:
+        """Parameters of a section with biases that the method added, and all biases it changed, by their names."""
+        changes = {} if self.method is None else self.method.bias_changes
+        every, biases = list(parameters), {}
+        for parameter in parameters:
+            if parameter.name not in changes:
+                continue
+            name, change = bias_name(parameter.name), changes[parameter.name]
+            before = tensors.get(name)
+            if before is not None:
+                biases[name] = before.new_zeros(before.shape) if change is None else before + change
+            elif change is not None:
+                biases[name] = change
+                every.append(bias_parameter(parameter))
+        return every, biases
 
     @contextmanager
     def outside_layers(self, walk: LayerWalk, track: Track, dense: Mapping[str, torch.Tensor]) -> Iterator[None]:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsehpc.combinations import Combination, dense_norms
+from sparsehpc.combinations import Combination, dense_survey
 from sparsehpc.core.errors import UserError
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.assemble import Section
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.stream import LayerWalk
-from sparsehpc.pruning.allocation import allocate
 from sparsehpc.pruning.base import METHODS, make_method
 
 if TYPE_CHECKING:
@@ -94,9 +93,11 @@ class Compression:
             combination = Combination(self.pruning, self.method, self.parameters, [])
             if self._calibrates and self.calibration is not None:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sparsehpc-scratch-")))
-                combination.calibration_tokens = [len(window) for window in self.calibration.ids]
-                combination.calibration = self._hidden(combination.calibration_tokens, walk, scratch / "calibration")
-                stack.callback(combination.calibration.close)
+                if self.method is not None and self.method.wanted_statistics:
+                    lengths = [len(window) for window in self.calibration.ids]
+                    combination.calibration_tokens = lengths
+                    combination.calibration = self._hidden(lengths, walk, scratch / "calibration")
+                    stack.callback(combination.calibration.close)
                 with torch.inference_mode():
                     self._learn(walk, scratch / "dense")
             elif self.method is not None:
@@ -121,17 +122,18 @@ class Compression:
             METHODS.get(self.pruning.method).survey_all([self.method], self.parameters, self._read(walk))
 
     def _learn(self, walk: LayerWalk, file: Path) -> None:
-        """Survey, and spread the budget where the dense model's calibration stream decides it."""
+        """Survey, and show the dense model's calibration stream to a method that decides by it."""
         self._survey(walk)
-        pruning, method, text = self.pruning, self.method, self.calibration
-        if method is None or text is None or pruning.allocation not in method.learned_allocations:
+        method, text = self.method, self.calibration
+        if method is None or text is None or method.dense_statistics is None:
             return
         hidden = self._hidden([len(window) for window in text.ids], walk, file)
         try:
-            norms = dense_norms(walk, text, hidden, {p.name for p in self.parameters}, self.progress)
+            wanted = {p.name for p in self.parameters}
+            survey = dense_survey(walk, text, hidden, wanted, method.dense_statistics, self.progress)
         finally:
             hidden.close()
-        allocate(method, self.parameters, self._read(walk), norms)
+        method.learn(self.parameters, self._read(walk), survey)
 
     # -- the walk ---------------------------------------------------------------------------------------------
 
@@ -169,7 +171,8 @@ class Compression:
         pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
         combination.advance_calibration(walk, layer, pruned)
         walk.unload(layer)
-        return self._section(layer, tensors, pruned)
+        _, biases = combination.biased(self.structure.in_layer(layer), tensors)
+        return self._section(layer, {**tensors, **biases}, pruned)
 
     def _outside(self, walk: LayerWalk, combination: Combination, embeddings: Mapping[str, torch.Tensor]) -> Section:
         dense = walk.load_outside()

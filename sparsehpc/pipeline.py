@@ -8,7 +8,7 @@ window, and greedy generation. A model is never loaded whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from transformers import __version__ as transformers_version
 from sparsehpc import __version__
 from sparsehpc.behaviour import Behaviour
 from sparsehpc.checkpoint import Checkpoint
-from sparsehpc.combinations import Combination, dense_norms
+from sparsehpc.combinations import Combination, bias_parameter, dense_survey
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
@@ -26,8 +26,7 @@ from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
-from sparsehpc.pruning.allocation import allocate
-from sparsehpc.pruning.base import METHODS, make_method
+from sparsehpc.pruning.base import METHODS, DenseSurvey, Method, make_method
 from sparsehpc.results import CellResult, Results
 from sparsehpc.tracks import Clock, Track
 
@@ -187,7 +186,7 @@ class _Walk:
             tracks = [self._track(MASKED, masked, pruning.targets, f"{number}-{MASKED}")]
             tracks += [self._track(cell.variant, cell, pruning.targets, f"{number}-{cell.variant}") for cell in others]
             combination = Combination(pruning, method, self.structure.prunable(pruning.targets), tracks)
-            if method is not None and method.needs_calibration(pruning.allocation, pruning.refit):
+            if method is not None and method.wanted_statistics:
                 if pruning.calibration is None:
                     raise SparseHPCError(f"{pruning.method} has no calibration text")
                 text = self.calibrations[pruning.calibration]
@@ -201,7 +200,7 @@ class _Walk:
     def run(self, finished: Finished) -> None:
         """Walk the model and report every cell."""
         self._survey()
-        self._allocate()
+        self._learn()
         self._embed()
         for layer in range(self._resume(), self.structure.layers):
             self.progress("layers", layer, self.structure.layers)
@@ -222,7 +221,9 @@ class _Walk:
         """First layer to do: 0, or the one after the last that a killed job finished."""
         if self.checkpoint is None:
             return 0
-        parameters = {p.name: p for p in self.structure.parameters}
+        # Methods may have given a bias to linears that had none.
+        added = [bias_parameter(p) for p in self.structure.parameters if p.kind == "linear"]
+        parameters = {p.name: p for p in (*added, *self.structure.parameters)}
         first = self.checkpoint.restore(self.dense, self.combinations, parameters)
         for layer in range(first):
             names = [p.name for p in self.structure.in_layer(layer) if p.kind != "linear"]
@@ -257,37 +258,30 @@ class _Walk:
                     lambda name: self.walk.read([name])[name],
                 )
 
-    def _allocate(self) -> None:
-        """Spread budgets over layers where that takes a look at the dense model's calibration stream first."""
-        waiting: dict[Calibration, list[Combination]] = {}
+    def _learn(self) -> None:
+        """Let methods that look at the dense model's calibration stream do so: one walk for each text."""
+        waiting: dict[Calibration, list[tuple[Combination, Method]]] = {}
         for combination in self.combinations:
-            pruning, method = combination.pruning, combination.method
-            if method is None or pruning.calibration is None:
-                continue
-            if pruning.allocation in method.learned_allocations:
-                waiting.setdefault(pruning.calibration, []).append(combination)
-        for calibration, combinations in waiting.items():
-            with combinations[0].clock.phase("prune"):
-                norms = self._dense_norms(calibration, {p.name for c in combinations for p in c.parameters})
-                for combination in combinations:
-                    if combination.method is None:
-                        continue
+            method, calibration = combination.method, combination.pruning.calibration
+            if method is not None and calibration is not None and method.dense_statistics is not None:
+                waiting.setdefault(calibration, []).append((combination, method))
+        for calibration, pairs in waiting.items():
+            with pairs[0][0].clock.phase("prune"):
+                survey = self._dense_survey(calibration, pairs)
+                for combination, method in pairs:
                     try:
-                        allocate(
-                            combination.method,
-                            combination.parameters,
-                            lambda name: self.walk.read([name])[name],
-                            norms,
-                        )
+                        method.learn(combination.parameters, lambda name: self.walk.read([name])[name], survey)
                     except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                         combination.fail(error)
 
-    def _dense_norms(self, calibration: Calibration, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-        """Input norms of the dense model's linears over one calibration text, by weight name."""
+    def _dense_survey(self, calibration: Calibration, pairs: Sequence[tuple[Combination, Method]]) -> DenseSurvey:
+        """What the dense model's walk over one calibration text finds for some combinations."""
         text = self.calibrations[calibration]
+        wanted = {p.name for combination, _ in pairs for p in combination.parameters}
+        statistics = {name for _, method in pairs for name in method.dense_statistics or ()}
         hidden = self._hidden([len(window) for window in text.ids], "dense-calibration")
         try:
-            return dense_norms(self.walk, text, hidden, wanted, self.progress)
+            return dense_survey(self.walk, text, hidden, wanted, sorted(statistics), self.progress)
         finally:
             hidden.close()
 
@@ -350,13 +344,15 @@ class _Walk:
             statistics = combination.statistics(self.walk, layer)
             pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
             combination.advance_calibration(self.walk, layer, pruned)
-        present = {**tensors, **pruned}
+        parameters, biases = combination.biased(self.structure.in_layer(layer), tensors)
+        present = {**tensors, **pruned, **biases}
         for track in combination.open_tracks:
             try:
                 stored = track.encode(pruned, combination.pruning.pattern, self.walk)
                 self.walk.install(stored)
-                track.run(self.walk, layer, self.lengths)
-                track.account(self.structure.in_layer(layer), present, stored)
+                with combination.own_biases(self.walk, layer):
+                    track.run(self.walk, layer, self.lengths)
+                track.account(parameters, present, stored)
             except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
                 track.error = error
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ def generate(
     new_tokens: int,
     plain: Sequence[Mapping[str, torch.Tensor]],
     store: LayerStore,
+    biases: Callable[[int], AbstractContextManager[None]] = lambda layer: nullcontext(),
 ) -> torch.Tensor:
     """Continue equally long prompts greedily (ties: lowest id).
 
@@ -34,6 +36,8 @@ def generate(
         Norms and biases of every layer.
     store
         Stored linears of every layer.
+    biases
+        Puts other biases into a layer while it runs.
 
     Returns
     -------
@@ -48,7 +52,8 @@ def generate(
         for layer in range(walk.structure.layers):
             walk.fill(plain[layer])
             walk.install(store.get(layer, walk.device))
-            hidden = walk.run(layer, hidden, call)
+            with biases(layer):
+                hidden = walk.run(layer, hidden, call)
             walk.unload(layer)
         ids = walk.head(hidden[:, -1:])[:, -1].argmax(dim=-1, keepdim=True)
         generated.append(ids.cpu())

@@ -259,6 +259,20 @@ class LayerWalk:
             for linear in linears:
                 linear.observer = None
 
+    @contextlib.contextmanager
+    def biases(self, changes: Mapping[str, torch.Tensor | None]) -> Iterator[None]:
+        """Change biases of linears, by weight name, while the block runs: added to, or with None taken away."""
+        before = {name: self._linears[name].bias for name in changes}
+        for name, change in changes.items():
+            old = before[name]
+            new = None if change is None else change if old is None else old + change
+            self._linears[name].bias = None if new is None else nn.Parameter(new, requires_grad=False)
+        try:
+            yield
+        finally:
+            for name, old in before.items():
+                self._linears[name].bias = old
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and output head: hidden states (batch x length x width) to logits."""
         self._entrance = hidden

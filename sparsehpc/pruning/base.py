@@ -33,7 +33,7 @@ METHODS: Registry[type[Method]] = Registry("method", "sparsehpc.pruning.methods"
 #: Patterns of zeros. "keep N of M" fixes the sparsity at 1 - N/M.
 UNSTRUCTURED = "unstructured"
 
-Statistic = Literal["input_norm", "hessian"]
+Statistic = Literal["input_norm", "hessian", "input_mean", "input_variance"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +71,22 @@ class Site:
 
     parameter: Parameter
     index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DenseSurvey:
+    """What a walk of the dense model over calibration text found before anything is pruned.
+
+    Parameters
+    ----------
+    inputs
+        By weight name: statistics of its inputs.
+    influence
+        By decoder layer: 1 - mean cosine between what enters and what leaves it, over all tokens.
+    """
+
+    inputs: Mapping[str, Mapping[str, torch.Tensor]]
+    influence: Mapping[int, float]
 
 
 class Method(ABC):
@@ -120,6 +136,8 @@ class Method(ABC):
         self.options = options
         #: Share of every weight that goes, by name, where `allocation.allocate` spread the budget unevenly.
         self.budgets: Mapping[str, Fraction] | None = None
+        #: By weight name: what is added to the linear's bias (it may have had none); None takes its bias away.
+        self.bias_changes: dict[str, torch.Tensor | None] = {}
 
     @classmethod
     def needs_calibration(cls, allocation: str = "default", refit: bool = False) -> bool:
@@ -138,6 +156,26 @@ class Method(ABC):
         if self.pruning.refit and "hessian" not in self.statistics:
             return (*self.statistics, "hessian")
         return self.statistics
+
+    @property
+    def dense_statistics(self) -> tuple[Statistic, ...] | None:
+        """Input statistics of the dense model that `learn` needs; None if it needs no walk of the dense model."""
+        return ("input_norm",) if self.pruning.allocation in self.learned_allocations else None
+
+    def learn(self, parameters: Sequence[Parameter], read: Callable[[str], torch.Tensor], survey: DenseSurvey) -> None:
+        """Look at the dense model before the walk; called where `dense_statistics` is not None.
+
+        Parameters
+        ----------
+        parameters, read
+            As for `survey`.
+        survey
+            What the walk over the calibration text found.
+        """
+        from sparsehpc.pruning.allocation import allocate
+
+        norms = {name: statistics["input_norm"] for name, statistics in survey.inputs.items()}
+        allocate(self, parameters, read, norms)
 
     def sparsity(self, site: Site) -> Decimal | Fraction:
         """Share of one weight that goes: the requested one, unless an allocation gave this weight its own."""

@@ -93,6 +93,7 @@ PATTERNS: Final[dict[str, Pattern]] = {
         _block(16, 16),
         Pattern("heads", "structured", "whole attention heads go; key/value heads with the queries that share them"),
         Pattern("neurons", "structured", "whole channels between the MLP's matrices go"),
+        Pattern("layers", "structured", "whole decoder layers go"),
     )
 }
 

@@ -30,6 +30,7 @@ class Collector:
     statistics
         ``input_norm``: root of the sum of squares of every input feature, (in_features,).
         ``hessian``: X^T X summed over tokens, (in_features, in_features).
+        ``input_mean``, ``input_variance``: over tokens, (in_features,); the variance divides by their number.
     in_features
         Width of the inputs.
     device
@@ -40,6 +41,7 @@ class Collector:
         self.statistics = tuple(statistics)
         self.tokens = 0
         self._squares = torch.zeros(in_features, dtype=DTYPE, device=device)
+        self._total = torch.zeros(in_features, dtype=DTYPE, device=device)
         self._hessian: torch.Tensor | None = None
         if "hessian" in self.statistics:
             self._hessian = torch.zeros(in_features, in_features, dtype=DTYPE, device=device)
@@ -48,6 +50,7 @@ class Collector:
         """Add the inputs of one window (tokens x in_features); `CellError` naming the layer if they are not finite."""
         x = inputs.detach().to(DTYPE)
         self.tokens += x.shape[0]
+        self._total += x.sum(0)
         if self._hessian is not None:
             self._hessian.addmm_(x.T, x)
         else:
@@ -68,6 +71,11 @@ class Collector:
             found["hessian"] = self._hessian
         if "input_norm" in self.statistics:
             found["input_norm"] = self._sums().sqrt()
+        mean = self._total / max(self.tokens, 1)
+        if "input_mean" in self.statistics:
+            found["input_mean"] = mean
+        if "input_variance" in self.statistics:
+            found["input_variance"] = (self._sums() / max(self.tokens, 1) - mean.square()).clamp_min(0)
         return found
 
 

@@ -180,6 +180,25 @@ def remove_units(units: Units, weights: Mapping[str, torch.Tensor], gone: NDArra
     return results
 
 
+def lowest_units(scores: Sequence[torch.Tensor], count: int) -> list[NDArray[np.bool_]]:
+    """Flags of the ``count`` lowest of all layers' units, ties by layer and index; one unit of each layer stays."""
+    order = sorted(
+        (score, layer, unit) for layer, values in enumerate(scores) for unit, score in enumerate(values.tolist())
+    )
+    gone = [np.zeros(len(values), dtype=np.bool_) for values in scores]
+    left = [len(values) for values in scores]
+    for _, layer, unit in order:
+        if not count:
+            break
+        if left[layer] > 1:
+            gone[layer][unit] = True
+            left[layer] -= 1
+            count -= 1
+    if count:
+        raise ValueError(f"{count} more units would have to go than can")
+    return gone
+
+
 def unit_sums(values: torch.Tensor, part: Part, count: int) -> torch.Tensor:
     """Sum of values (one per weight of a part's matrix) over every unit, float64, (count,)."""
     import torch

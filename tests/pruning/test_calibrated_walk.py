@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
 from sparsehpc.pipeline import run_cells
 from sparsehpc.pruning.allocation import owl_budgets
-from sparsehpc.pruning.base import METHODS, Site, make_method
+from sparsehpc.pruning.base import METHODS, DenseSurvey, Site, make_method
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.text.windows import TokenWindows
 
@@ -63,6 +63,28 @@ def walk(pruning, snapshot, tmp_path):
     return zeros, nll
 
 
+def influences(model, structure):
+    """1 - mean cosine of every layer's input and output, over all calibration tokens."""
+    pairs = {layer: [] for layer in range(structure.layers)}
+    handles = [
+        model.get_submodule(f"{structure.layers_path}.{layer}").register_forward_hook(
+            lambda module, args, output, layer=layer: pairs[layer].append(
+                (args[0][0], (output[0] if isinstance(output, tuple) else output).reshape(args[0][0].shape))
+            )
+        )
+        for layer in range(structure.layers)
+    ]
+    for ids in TEXT.ids:
+        model(torch.from_numpy(ids)[None])
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for layer, both in pairs.items():
+        before, after = (torch.cat([pair[side] for pair in both]).double() for side in (0, 1))
+        found[layer] = 1 - float(((before * after).sum(1) / before.norm(dim=1) / after.norm(dim=1)).mean())
+    return found
+
+
 def whole_model(pruning, snapshot):
     """The same, plainly: a whole model, hooks on its linears, layer after layer."""
     model = AutoModelForCausalLM.from_pretrained(snapshot.path).float().eval()
@@ -107,15 +129,22 @@ def whole_model(pruning, snapshot):
                 )
                 ratios[layer] = float((scores > 5 * scores.double().mean()).double().mean())
             method.budgets = owl_budgets(parameters, ratios, Fraction(pruning.fraction))
+        if pruning.allocation == "default" and method.dense_statistics is not None:
+            inputs = observe([p.name for p in parameters], method.dense_statistics)
+            method.learn(parameters, lambda name: state[name].data, DenseSurvey(inputs, influences(model, structure)))
         method.survey(parameters, lambda name: state[name].data)
         for layer in range(structure.layers):
             names = [p.name for p in parameters if p.layer == layer]
             statistics = observe(names, method.wanted_statistics) if method.wanted_statistics else {}
-            for index, p in enumerate(parameters):
-                if p.layer == layer:
-                    state[p.name].data = method.apply(
-                        state[p.name].data, Site(p, index), statistics.get(p.name, {})
-                    ).weight
+            sites = [Site(p, index) for index, p in enumerate(parameters) if p.layer == layer]
+            weights = {site.parameter.name: state[site.parameter.name].data for site in sites}
+            for name, result in method.prune_section(weights, sites, statistics).items():
+                state[name].data = result.weight
+                module = model.get_submodule(name.removesuffix(".weight"))
+                if name in method.bias_changes:
+                    old, change = module.bias, method.bias_changes[name]
+                    new = None if change is None else change if old is None else old + change
+                    module.bias = None if new is None else torch.nn.Parameter(new)
         nll = 0.0
         for ids in EVALUATION.ids:
             logits = model(torch.from_numpy(ids)[None]).logits[0, :-1].double()
@@ -125,6 +154,7 @@ def whole_model(pruning, snapshot):
 
 #: One family covers every method; the others show that the walk feeds them the same.
 SPARSEGPT, OWL = {"method": "sparsegpt"}, {"method": "wanda", "allocation": "owl"}
+FLAP, LAYERS = {"method": "flap", "pattern": "neurons"}, {"method": "block-influence", "pattern": "layers"}
 CASES = [
     *(
         ("llama", changes)
@@ -139,9 +169,14 @@ CASES = [
             {"method": "sparsegpt", "pattern": "4:8", "refit": True},
             {"method": "admm"},
             {"method": "magnitude", "refit": True},
+            {"method": "magnitude", "pattern": "heads"},
+            {"method": "wanda", "pattern": "neurons"},
+            {"method": "flap", "pattern": "heads"},
+            {"method": "flap", "pattern": "neurons"},
+            {"method": "block-influence", "pattern": "layers"},
         )
     ),
-    *((family, changes) for family in ("opt", "gpt_neox") for changes in (SPARSEGPT, OWL)),
+    *((family, changes) for family in ("opt", "gpt_neox") for changes in (SPARSEGPT, OWL, FLAP, LAYERS)),
 ]
 
 
@@ -165,4 +200,40 @@ def test_shipped_methods_fill_their_page():
 
 
 def test_calibrated_methods_all_learn():
-    assert {name for name, kind in METHODS if kind.statistics} == {"admm", "ria", "sparsegpt", "wanda"}
+    learning = {name for name, kind in METHODS if kind.needs_calibration()}
+    assert learning == {"admm", "block-influence", "flap", "ria", "sparsegpt", "wanda"}
+
+
+def test_a_compact_structured_model_is_smaller_and_says_the_same(tiny_snapshot, tmp_path):
+    pruning = Pruning(method="flap", pattern="neurons", sparsity="0.5", calibration=CALIBRATION)
+    windows_of = Windows(corpus="samples", windows=2, window_tokens=64)
+    cells = [Cell(model="m", evaluation=windows_of, variant=name, pruning=pruning) for name in ("masked", "compact")]
+    found, snapshot = {}, tiny_snapshot(FAMILIES["llama"])
+    prompts = np.random.default_rng(2).integers(0, 512, (2, 5))
+    run_cells(
+        cells,
+        snapshot,
+        EVALUATION,
+        {CALIBRATION: TEXT},
+        prompts,
+        scratch=tmp_path,
+        memory_bytes=None,
+        finished=lambda done, result: found.update({done.variant: result}),
+    )
+
+    def total(variant, metric, scope="model", convention="unique"):
+        rows = [
+            r for r in found[variant].measurements if (r.metric, r.scope, r.convention) == (metric, scope, convention)
+        ]
+        assert rows
+        return sum(r.numerator for r in rows)
+
+    # Half of 128 neurons in three layers: 3 x 64 x 3 x 64 weights less, and the compensating biases of 3 x 64.
+    removed = 3 * 64 * 3 * 64
+    flags = sum(sum(p.shape) for p in snapshot.structure.prunable(("attention", "mlp")))
+    assert total("masked", "bytes_total") - total("compact", "bytes_total") == 4 * removed - flags
+    assert total("masked", "flops_executed") - total("compact", "flops_executed") == 2 * removed
+    nll = [total(name, "nll", "window", "") for name in ("masked", "compact")]
+    assert nll[0] == pytest.approx(nll[1], rel=1e-5)  # the same sums in another order
+    biases = [r for r in found["masked"].measurements if r.subject == "model.layers.0.mlp.down_proj.bias"]
+    assert biases

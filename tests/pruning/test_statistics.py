@@ -52,3 +52,17 @@ def test_the_inputs_are_not_changed():
     found.add(x, "layer")
     found.add(x, "layer")
     assert torch.equal(x, before)
+
+
+def test_mean_and_variance_over_all_windows_are_exact():
+    # The public FLAP code changes its running mean in place before it uses the old one.
+    torch.manual_seed(0)
+    x = torch.randn(41, 5) * 2 + torch.arange(5)
+    found = collector(("input_mean", "input_variance"), 5)
+    for part in (x[:7], x[7:8], x[8:]):
+        found.add(part, "layer")
+    result = found.result()
+    assert set(result) == {"input_mean", "input_variance"}
+    assert torch.allclose(result["input_mean"], x.double().mean(0), rtol=1e-12)
+    # The difference of two sums loses digits where the mean is large against the spread: 1e-10 of 16.
+    assert torch.allclose(result["input_variance"], x.double().var(0, correction=0), atol=1e-9)

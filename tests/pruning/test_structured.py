@@ -13,14 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.spec import Calibration, Pruning
 from sparsehpc.models.family import structure_from_config
-from sparsehpc.pruning.base import METHODS, Site, make_method
+from sparsehpc.pruning.base import METHODS, DenseSurvey, Site, make_method
 from sparsehpc.pruning.shrink import drop_layers, shrink
 from sparsehpc.pruning.statistics import collector
-from sparsehpc.pruning.structured import units_by_layer
+from sparsehpc.pruning.structured import lowest_units, units_by_layer
 
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 IDS = torch.from_numpy(np.random.default_rng(0).integers(0, 512, (2, 23)))
-STRUCTURED = [(name, p) for name, kind in METHODS for p in kind.patterns if p in ("heads", "neurons")]
+STRUCTURED = [
+    (name, p) for name, kind in METHODS for p in kind.patterns if p in ("heads", "neurons") and name != "flap"
+]
 
 
 @pytest.fixture(autouse=True)
@@ -213,4 +215,122 @@ def test_what_cannot_be_is_said_at_plan_time(changes, reason):
     structure = structure_from_config(FAMILIES["llama"])
     pruning = Pruning(method="wanda", pattern="heads", calibration=TEXT, **{"sparsity": "0.5", **changes})
     found = METHODS.get("wanda").unsupported(pruning, structure.prunable(pruning.targets))
+    assert found is None if reason is None else reason in str(found)
+
+
+# -- flap and layers ----------------------------------------------------------------------------------------------
+
+
+def learned(pruning, structure, tensors, variance, mean=None):
+    """A method that has seen a dense model whose readers have these input statistics (one value per column)."""
+    method = make_method(pruning)
+    parameters = structure.prunable(pruning.targets)
+    inputs = {
+        p.name: {
+            "input_variance": variance(p).double(),
+            "input_mean": torch.zeros(p.shape[1]).double() if mean is None else mean(p).double(),
+        }
+        for p in parameters
+    }
+    method.learn(parameters, tensors.__getitem__, DenseSurvey(inputs, {}))
+    return method, parameters
+
+
+def test_lowest_units_by_eye():
+    scores = [torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 1.0])]
+    assert [gone.tolist() for gone in lowest_units(scores, 2)] == [[False, True, False], [True, False]]
+    # The last unit of a layer stays; the next lowest elsewhere goes in its place.
+    assert [gone.tolist() for gone in lowest_units(scores, 3)] == [[False, True, True], [True, False]]
+    with pytest.raises(ValueError, match="1 more units"):
+        lowest_units(scores, 4)
+
+
+def test_flap_ranks_standardised_fluctuations_across_layers():
+    structure = structure_from_config(FAMILIES["llama"])
+    tensors = {p.name: torch.ones(p.shape) for p in structure.parameters if p.kind == "linear"}
+    # Three layers of 128 neurons; layer 1 fluctuates a hundred times as much, which standardising takes out again.
+    steps = torch.arange(128.0)
+    method, parameters = learned(
+        Pruning(method="flap", pattern="neurons", sparsity="0.25", calibration=TEXT),
+        structure,
+        tensors,
+        lambda p: (steps if p.shape[1] == 128 else torch.ones(p.shape[1])) * (100.0 if p.layer == 1 else 1.0),
+    )
+    for layer in range(3):
+        sites = [Site(p, i) for i, p in enumerate(parameters) if p.layer == layer]
+        weights = {s.parameter.name: tensors[s.parameter.name] for s in sites}
+        results = method.prune_section(weights, sites, {})
+        down = results[f"model.layers.{layer}.mlp.down_proj.weight"].weight
+        assert (down == 0).all(0).nonzero().view(-1).tolist() == list(range(32))
+        assert torch.equal(
+            results[f"model.layers.{layer}.self_attn.q_proj.weight"].weight,
+            weights[f"model.layers.{layer}.self_attn.q_proj.weight"],
+        )
+
+
+def test_flap_without_fluctuation_is_lossless_because_of_its_bias():
+    config = FAMILIES["opt"]
+    structure, model = structure_from_config(config), model_of(config)
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            layer.fc1.weight[:40] = 0  # these neurons are constant: relu of their bias
+            layer.fc1.bias[:40] = torch.rand(40) + 0.5
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    biases = {n: t for n, t in tensors.items() if n.endswith("fc1.bias")}
+    constant = torch.arange(128) < 40
+    method, parameters = learned(
+        Pruning(method="flap", pattern="neurons", sparsity="0.3125", calibration=TEXT),
+        structure,
+        tensors,
+        lambda p: torch.where(constant, 0.0, 1.0) if p.shape[1] == 128 else torch.ones(p.shape[1]),
+        lambda p: (
+            biases[p.name.replace("fc2.weight", "fc1.bias")].relu()
+            if p.projection == "fc2"
+            else torch.zeros(p.shape[1])
+        ),
+    )
+    masked = dict(tensors)
+    for layer in range(structure.layers):
+        sites = [Site(p, i) for i, p in enumerate(parameters) if p.layer == layer]
+        weights = {s.parameter.name: tensors[s.parameter.name] for s in sites}
+        masked |= {name: r.weight for name, r in method.prune_section(weights, sites, {}).items()}
+    assert all(
+        (masked[f"model.decoder.layers.{i}.fc2.weight"] == 0).all(0).tolist() == constant.tolist() for i in range(3)
+    )
+    lost = logits(model, masked)
+    for name, change in method.bias_changes.items():
+        masked[name.replace("weight", "bias")] = masked[name.replace("weight", "bias")] + change
+    dense = logits(model, tensors)
+    scale = float(dense.abs().max())
+    assert torch.allclose(logits(model, masked), dense, atol=1e-5 * scale)
+    assert not torch.allclose(lost, dense, atol=1e-2 * scale)
+
+
+def test_block_influence_takes_the_least_first_and_ties_by_layer():
+    structure = structure_from_config(FAMILIES["llama"])
+    method = make_method(Pruning(method="block-influence", pattern="layers", sparsity="0.67", calibration=TEXT))
+    parameters = structure.prunable(("attention", "mlp"))
+    method.learn(parameters, dict.__getitem__, DenseSurvey({}, {0: 0.4, 1: 0.1, 2: 0.4}))
+    assert {name.split(".")[2] for name in method.bias_changes} == {"0", "1"}
+    assert set(method.bias_changes.values()) == {None}
+    for layer in range(3):
+        sites = [Site(p, i) for i, p in enumerate(parameters) if p.layer == layer]
+        weights = {s.parameter.name: torch.ones(s.parameter.shape) for s in sites}
+        results = method.prune_section(weights, sites, {})
+        assert all(bool((r.weight == (layer == 2)).all()) for r in results.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "sparsity", "reason"),
+    [
+        ("flap", "heads", "0.7", "4 of 6 heads would go"),
+        ("flap", "heads", "0.5", None),
+        ("block-influence", "layers", "1", "leaves none of the 3 layers of the model"),
+        ("block-influence", "layers", "0.9", None),
+    ],
+)
+def test_units_that_would_leave_nothing_are_refused(method, pattern, sparsity, reason):
+    structure = structure_from_config(FAMILIES["llama"])
+    pruning = Pruning(method=method, pattern=pattern, sparsity=sparsity, calibration=TEXT)
+    found = METHODS.get(method).unsupported(pruning, structure.prunable(pruning.targets))
     assert found is None if reason is None else reason in str(found)
