@@ -19,7 +19,7 @@ def plan(
     """Show which cells a study has, which it cannot have and why. Computes nothing and loads no torch."""
     from jobs.plan import make_plan
     from jobs.study import find_study, load_study
-    from jobs.summary import class_rows, dropped_rows, plan_summary
+    from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
     from sparsehpc.core.keys import key_row
 
     made = make_plan(load_study(find_study(study)))
@@ -30,7 +30,12 @@ def plan(
         echo_json(summary)
         return
     echo(f"{made.study.name}: {len(made.cells)} cells of {len(made.study.models)} model entries")
-    table(("class", "device", "model", "dtype", "cells", "cpus", "GiB", "GPUs", "minutes"), class_rows(made))
+    table(
+        ("class", "device", "model", "dtype", "cells", "cpus", "GiB", "expected GiB", "GPUs", "minutes"),
+        class_rows(made),
+    )
+    for warning in memory_warnings(made):
+        echo(f"warning: {warning}")
     if made.dropped:
         echo()
         echo("left out:")

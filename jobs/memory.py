@@ -1,0 +1,72 @@
+"""Memory that the walks of a plan will take, from configs alone, beside what their resource class asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs.plan import Plan
+from sparsehpc.core.spec import DTYPE_BYTES, Cell
+from sparsehpc.models.memory import WalkMemory
+from sparsehpc.models.snapshot import structure_of
+from sparsehpc.models.structure import Structure
+from sparsehpc.pruning.base import METHODS
+
+GIB = 1 << 30
+#: Part of a job's memory that hidden states and weights may fill; see `jobs.cell.MEMORY_SHARE`.
+_SHARE = 0.6
+#: Bytes of a kept weight and its index in the largest format that is common (CSR with 64-bit indices).
+_INDEX_BYTES = 8
+
+
+def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) -> WalkMemory:
+    """What decides the peak of one job of these cells.
+
+    Parameters
+    ----------
+    cells
+        Cells that share a walk.
+    structure
+        Their model.
+    memory_gib
+        What the job asks for.
+    """
+    evaluation = cells[0].evaluation
+    prunings = {cell.pruning for cell in cells}
+    needs: set[str] = set()
+    calibration_tokens = 0
+    for pruning in prunings:
+        if not pruning.is_dense:
+            needs.update(METHODS.get(pruning.method).statistics)
+        if pruning.refit:
+            needs.add("hessian")
+        if pruning.calibration is not None:
+            calibration_tokens += pruning.calibration.windows * pruning.calibration.window_tokens
+    streams = 1 + len(cells) + len(prunings)
+    size = DTYPE_BYTES[cells[0].dtype]
+    sparse = any(cell.variant.startswith(("csr", "csc")) for cell in cells)
+    return WalkMemory(
+        structure=structure,
+        dtype=cells[0].dtype,
+        statistics=tuple(sorted(needs)),
+        hidden_tokens=streams * evaluation.windows * evaluation.window_tokens + calibration_tokens,
+        window_tokens=evaluation.window_tokens,
+        stored_bytes_per_weight=size + _INDEX_BYTES if sparse else size,
+        kept_tracks=1 + len(cells),
+        budget_bytes=int(memory_gib * GIB * _SHARE),
+    )
+
+
+def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
+    """Peak of a job that walks one model for all its cells, by resource class, model and dtype, in GiB."""
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault((cell.resource, cell.model, cell.dtype), []).append(cell)
+    structures: dict[tuple[str, str | None], Structure] = {}
+    found = {}
+    for key, cells in groups.items():
+        model = cells[0].model, cells[0].revision
+        if model not in structures:
+            structures[model] = structure_of(*model)
+        asked = plan.study.resources[key[0]].memory_gib
+        found[key] = walk_memory(cells, structures[model], asked).peak_bytes / GIB
+    return found

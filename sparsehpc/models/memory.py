@@ -1,0 +1,106 @@
+"""How much memory a walk will take, from a model's structure alone. Needs no torch.
+
+At any moment a walk holds the interpreter, the hidden states of its streams (on disk past the budget), and either
+one decoder layer with its pruned twin, its stored copy and the method's workspace, or what lies outside the layers
+with the logits of one window. The peak is the larger of the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from sparsehpc.core.spec import DTYPE_BYTES
+from sparsehpc.models.structure import Structure
+
+#: Python with torch and transformers loaded, measured on Linux with CPU wheels.
+INTERPRETER_BYTES: Final = 430 * 2**20
+#: Square float64 matrices of the widest input that a method with a Hessian holds at once: the sum of X X^T, its
+#: damped copy, the Cholesky factor, and the inverse's.
+HESSIAN_COPIES: Final = 4
+#: Copies of the largest matrix in float32 and float64 that selection and update work on.
+WORKSPACE_BYTES_PER_WEIGHT: Final = 16
+#: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
+_BLOCK_POSITIONS, _BLOCK_COPIES = 64, 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class WalkMemory:
+    """What decides the peak of one walk.
+
+    Parameters
+    ----------
+    structure, dtype
+        The model, and the type of weights and activations.
+    statistics
+        Statistics that the methods of the walk need (``input_norm``, ``hessian``).
+    hidden_tokens
+        Tokens of all streams together whose hidden states are kept.
+    window_tokens
+        Tokens of the longest window.
+    stored_bytes_per_weight
+        Bytes a stored weight takes; that of the dtype for dense storage, up to three times as much for CSR.
+    kept_tracks
+        Streams whose weights are kept for generation; 0 where nothing is generated.
+    budget_bytes
+        Memory that hidden states and kept weights may fill; None is unlimited.
+    """
+
+    structure: Structure
+    dtype: str
+    statistics: tuple[str, ...] = ()
+    hidden_tokens: int = 0
+    window_tokens: int = 512
+    stored_bytes_per_weight: float | None = None
+    kept_tracks: int = 0
+    budget_bytes: int | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest resident memory of the process."""
+        kept, recalled = self.kept_bytes
+        return INTERPRETER_BYTES + self.hidden_bytes + max(self.layer_bytes + kept, self.outside_bytes + recalled)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Hidden states in memory."""
+        size = self.hidden_tokens * self.structure.hidden * DTYPE_BYTES[self.dtype]
+        return 0 if self.budget_bytes is not None and size > self.budget_bytes // 2 else size
+
+    @property
+    def kept_bytes(self) -> tuple[int, int]:
+        """Weights kept for generation: during the walk, and while one track generates."""
+        track = int(self.structure.params_total * (self.stored_bytes_per_weight or DTYPE_BYTES[self.dtype]))
+        total = self.kept_tracks * track
+        if self.budget_bytes is None or total + self.hidden_bytes <= self.budget_bytes:
+            return total, total
+        # On disk; a track comes back to memory for its turn where it fits into half the budget.
+        return 0, track if self.kept_tracks and track <= self.budget_bytes // 2 else 0
+
+    @property
+    def layer_bytes(self) -> int:
+        """One decoder layer, its twin, its stored copy, and the workspace of the largest matrix."""
+        size = DTYPE_BYTES[self.dtype]
+        layers: dict[int, int] = {}
+        largest = widest = 0
+        for p in self.structure.parameters:
+            if p.layer is None:
+                continue
+            layers[p.layer] = layers.get(p.layer, 0) + p.numel
+            if p.kind == "linear":
+                largest, widest = max(largest, p.numel), max(widest, p.shape[1])
+        layer = max(layers.values(), default=0)
+        stored = self.stored_bytes_per_weight or size
+        bytes_ = layer * (2 * size + stored) + largest * WORKSPACE_BYTES_PER_WEIGHT
+        if "hessian" in self.statistics:
+            bytes_ += HESSIAN_COPIES * widest * widest * DTYPE_BYTES["float64"]
+        return int(bytes_)
+
+    @property
+    def outside_bytes(self) -> int:
+        """Embedding and head, and the logits of one window of two streams."""
+        size = DTYPE_BYTES[self.dtype]
+        weights = sum(p.numel for p in self.structure.outside_layers if p.tied_to is None) * size
+        logits = 2 * self.window_tokens * self.structure.vocab_size * size
+        block = _BLOCK_COPIES * _BLOCK_POSITIONS * self.structure.vocab_size * DTYPE_BYTES["float64"]
+        return weights + logits + block
