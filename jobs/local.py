@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import os
+import re
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from jobs.cell import CellJob
+from jobs.cell import CellJob, CellsFailed
 from jobs.inputs import Inputs
 from jobs.progress import Reporter
 from slurm.executor import make_executor
@@ -23,6 +26,8 @@ from sparsehpc.core.spec import Cell
 
 _POLL_S = 0.2
 _END_S = 20.0
+#: The last line that `jobs.cell.LoggedProgress` wrote.
+_STEP = re.compile(r"^\d\d:\d\d:\d\d (.+) (\d+)/(\d+)\s*\Z", re.MULTILINE)
 
 
 def run_in_process(run: RunFolder, inputs: Inputs, jobs: Sequence[Sequence[Cell]], reporter: Reporter) -> None:
@@ -30,9 +35,11 @@ def run_in_process(run: RunFolder, inputs: Inputs, jobs: Sequence[Sequence[Cell]
     for cells in jobs:
         executor = make_executor("debug", submission_folder(run), inputs.resource(cells[0].resource))
         reporter.stage(_describe(cells))
-        # Its failures are in the failure records of the cells; asking for the result would open a debugger.
-        executor.submit(_job(run, cells), reporter.step).exception()
+        # Asking for the result would open a debugger; failures of cells are in their failure records.
+        error = executor.submit(_job(run, cells), reporter.step).exception()
         _report(run, cells, set(), reporter)
+        if error is not None and not isinstance(error, CellsFailed):
+            raise error
 
 
 def run_in_processes(
@@ -54,6 +61,8 @@ def run_in_processes(
                 for entry in list(running):
                     job, cells, reported = entry
                     ended = job.done()
+                    if (step := _last_step(Path(job.paths.stdout))) is not None:
+                        reporter.step(*step)
                     if ended:
                         _record_ended(run, job, cells)
                         running.remove(entry)
@@ -76,7 +85,23 @@ def _start(run: RunFolder, inputs: Inputs, cells: Sequence[Cell]) -> Any:
     resource = inputs.resource(cells[0].resource)
     # ``minutes`` is meant for one cell a job, as `submit` sends them; a job of many may take as many times longer.
     resource = dataclasses.replace(resource, minutes=resource.minutes * len(cells))
-    return make_executor("local", submission_folder(run), resource).submit(_job(run, cells))
+    executor = make_executor("local", submission_folder(run), resource)
+    with _own_stderr(executor.folder / "controller.err"):
+        return executor.submit(_job(run, cells))
+
+
+@contextlib.contextmanager
+def _own_stderr(path: Path) -> Iterator[None]:
+    """Give processes that start in the block a file for what they say: an interrupted controller shows a traceback."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _job(run: RunFolder, cells: Sequence[Cell]) -> CellJob:
@@ -109,6 +134,17 @@ def _record_ended(run: RunFolder, job: Any, cells: Sequence[Cell]) -> None:
         folder = run.cell(cell.cell_id)
         if shard_state(folder, cell.cell_id, verify=False).state in ("missing", "damaged"):
             write_failure(folder, cause, f"{message}; its last words: {words or 'none'}", log=str(job.paths.stderr))
+
+
+def _last_step(path: Path) -> tuple[str, int, int] | None:
+    """Stage, steps done and steps in all, from the last line of a job's log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 200))
+            found = _STEP.search(file.read().decode(errors="replace"))
+    except OSError:
+        return None
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
 
 
 def _last_lines(path: Path, lines: int = 5) -> str:

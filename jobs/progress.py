@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+
+#: Lines about steps, where there is no terminal, are at least so far apart.
+_SAY_EVERY_S = 30.0
 
 
 class Reporter:
@@ -27,7 +32,8 @@ class Reporter:
         self.total, self.done, self.quiet = total, done, quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._stage = ""
+        self._stage = self._step = ""
+        self._said = time.monotonic()
 
     def __enter__(self) -> Reporter:
         if not self.quiet and sys.stderr.isatty():
@@ -61,9 +67,13 @@ class Reporter:
         self._stage = text
 
     def step(self, stage: str, done: int, total: int) -> None:
-        """Progress inside a job: shown on a terminal only."""
+        """Progress inside a job; without a terminal a line now and then."""
+        text = f"{stage} {done}/{total}"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=f"{stage} {done}/{total}")
+            self._bar.update(self._task, description=text)
+        elif not self.quiet and text != self._step and time.monotonic() - self._said > _SAY_EVERY_S:
+            self._say(text)
+            self._step = text
 
     def cell(self, label: str, state: str) -> None:
         """One more cell has ended."""
@@ -76,5 +86,6 @@ class Reporter:
             self._say(f"[{self.done}/{self.total}] {state}: {label}")
 
     def _say(self, text: str) -> None:
+        self._said = time.monotonic()
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
