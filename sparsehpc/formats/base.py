@@ -43,10 +43,13 @@ class Stored(ABC):
         Rows, columns.
     dtype
         Type of the decoded weights.
+    note
+        What a reader of the tables must know of this matrix (the format `auto` chose and why, ...); may be empty.
     """
 
     shape: tuple[int, int]
     dtype: torch.dtype
+    note: str = ""
 
     @abstractmethod
     def components(self) -> Mapping[str, torch.Tensor]:
@@ -91,11 +94,6 @@ class Stored(ABC):
     @abstractmethod
     def flops_per_token(self) -> int:
         """Floating-point operations `matmul` executes per token, a multiply-add counted as two."""
-
-    @property
-    def note(self) -> str:
-        """What a reader of the tables must know of this matrix (the format `auto` chose and why, ...); may be empty."""
-        return ""
 
     def component_bytes(self) -> dict[str, int]:
         """Bytes of every array, padding included."""

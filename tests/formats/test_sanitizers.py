@@ -14,7 +14,7 @@ from sparsehpc.formats import kernels
 COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
 SOURCES = Path(kernels.__file__).parent / "c"
 DRIVER = Path(__file__).parent / "kernels_driver.c"
-FLAGS = ["-std=gnu11", "-O1", "-g", "-fopenmp", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=gnu11", "-O1", "-fopenmp", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 

@@ -126,17 +126,12 @@ class BitmapNibbles(Packed):
         self.mask, self.codes, self.scales, self.offsets = mask, codes, scales, offsets
         self.shape = shape
         self.dtype = dtype
-        self._note = note
+        self.note = note
         super().__init__()
 
     def components(self) -> Mapping[str, torch.Tensor]:
         """``values`` (the codes), ``mask``, ``scales`` and ``offsets``."""
         return {"values": self.codes, "mask": self.mask, "scales": self.scales, "offsets": self.offsets}
-
-    @property
-    def note(self) -> str:
-        """Whether the codes give the encoded weights back bit for bit."""
-        return self._note
 
     @property
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
