@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, load, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.private import public, scrub
+from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import facts_of, share
+from aggregate.report.views import views
 from aggregate.scan import STATES
 from aggregate.tables import read_table
 from sparsehpc.core.files import write_text
@@ -24,7 +28,7 @@ from sparsehpc.core.layout import RunFolder
 
 #: Rows and figures that the page itself shows; the tables beside it hold everything.
 MOST_ROWS = 300
-MOST_FIGURES = 42
+MOST_FIGURES_BYTES = 2_000_000
 
 
 def write_report(run: RunFolder) -> Path:
@@ -37,6 +41,8 @@ def write_report(run: RunFolder) -> Path:
 
         aggregate_run(run, figures=False)
     content = _content(run)
+    content["views"] = markupsafe.Markup(content["views"])  # noqa: S704 - escaped by `views`
+    content["plotly"] = markupsafe.Markup(_plotly())  # noqa: S704 - a script of the package
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("aggregate.report", "templates"),
         autoescape=jinja2.select_autoescape(["html.jinja", "html"]),
@@ -51,26 +57,41 @@ def write_report(run: RunFolder) -> Path:
     return page
 
 
+def _plotly() -> str:
+    """Plotly's script; nothing in it ends the script element it stands in."""
+    return (
+        (resources.files("plotly") / "package_data" / "plotly.min.js")
+        .read_text(encoding="utf-8")
+        .replace("</script", "<\\/script")
+    )
+
+
 def _content(run: RunFolder) -> dict[str, Any]:
     whole = read_table(run, "global").to_pandas()
     coverage = read_table(run, "coverage").to_pandas()
     figures = draw_figures(run)
+    shown = _within_budget(figures)
     counts = coverage["state"].value_counts()
     absent = coverage[coverage["state"] != "done"]
     rows = whole[whole["convention"] != "study"]
+    models = load(run)
+    groups, tipping, pareto = (read_table(run, name).to_pandas() for name in ("groups", "tipping", "pareto"))
     return {
         "title": _study_name(run),
         "expected": len(coverage),
         "counts": {state: int(counts.get(state, 0)) for state in STATES},
         "absent": [_absent(row) for row in records(absent.head(MOST_ROWS))],
         "absent_left": max(0, len(absent) - MOST_ROWS),
-        "models": facts_of(load(run), whole[whole["convention"] == "study"]),
+        "models": facts_of(models, whole[whole["convention"] == "study"]),
         "untrained": sorted(set(rows.loc[~rows["trained"].astype(bool), "model"].map(scrub))),
         "headings": [heading for heading, _ in _COLUMNS],
         "rows": [[_cell(row, spec) for _, spec in _COLUMNS] for row in records(rows.head(MOST_ROWS))],
         "rows_left": max(0, len(rows) - MOST_ROWS),
-        "figures": [_figure(figure) for figure in figures[:MOST_FIGURES]],
-        "figures_left": max(0, len(figures) - MOST_FIGURES),
+        "figures": [_figure(figure) for figure in shown],
+        "figures_left": len(figures) - len(shown),
+        "views": views(models, whole, groups, tipping, pareto),
+        "cost_headings": COST_HEADINGS,
+        "costs": cost_rows(read_table(run, "costs").to_pandas()),
         "definitions": DEFINITIONS,
         "provenance": public(_json(run.provenance)),
         "study_text": scrub(run.study.read_text(encoding="utf-8")) if run.study.is_file() else "",
@@ -91,6 +112,17 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {"provenance": "the file provenance.json is missing or cannot be read"}
     return found if isinstance(found, dict) else {}
+
+
+def _within_budget(figures: list[Drawn]) -> list[Drawn]:
+    """The first figures that the page can hold."""
+    total, kept = 0, []
+    for figure in figures:
+        total += figure.svg.stat().st_size
+        if total > MOST_FIGURES_BYTES:
+            break
+        kept.append(figure)
+    return kept
 
 
 def _figure(figure: Drawn) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""What the interactive views of the page draw: the tables, as compact JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from aggregate.figures.data import ModelData, Record, missing, records
+from aggregate.figures.heatmap import linear_weights
+from aggregate.figures.style import COMPONENTS
+from aggregate.private import scrub
+from sparsehpc.core import schema
+
+#: Heat maps that the page holds; the table of tensors holds all.
+MOST_HEAT_MAPS = 120
+
+#: Cells whose figures the page holds.
+MOST_CELLS = 12_000
+
+#: Significant digits: more than anyone reads off a plot.
+_DIGITS = 6
+
+#: Columns of the global table that views and the interactive table use.
+_FIGURES = (
+    "sparsity",
+    "sparsity_prunable",
+    "bytes_total",
+    "bytes_ratio",
+    "flops_dense",
+    "flops_theoretical",
+    "flops_executed",
+    "top1_agreement",
+    "top1_agreement_lo",
+    "top1_agreement_hi",
+    "kl",
+    "kl_lo",
+    "kl_hi",
+    "perplexity",
+    "perplexity_lo",
+    "perplexity_hi",
+    "perplexity_dense",
+    "bits_per_byte",
+    "break_even_sparsity",
+    "bytes_dense_float32",
+    "bytes_dense_published",
+    "bytes_source_file",
+    "speedup",
+)
+_PART = "bytes_total_"
+
+#: Figures of a tensor that the heat map can show: column, heading.
+_HEAT = (("sparsity", "zeros"), ("param_fraction", "share of parameters"), ("bytes_total", "bytes"))
+_ERROR = "reconstruction_error"
+
+
+def views(
+    models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame, tipping: pd.DataFrame, pareto: pd.DataFrame
+) -> str:
+    """JSON for a script element, safe inside HTML.
+
+    Parameters
+    ----------
+    models
+        Tables of each model, convention ``unique``.
+    whole, groups
+        The tables ``global`` and ``groups``, both conventions.
+    tipping, pareto
+        The tables of these names.
+    """
+    looks = {name: look._asdict() for data in models for name, look in data.looks.items()}
+    content = {
+        "models": [_model(data) for data in models],
+        "looks": looks,
+        "components": {name: title for name, (title, _) in COMPONENTS.items()},
+        "groups": list(schema.GROUPS),
+        "cells": _cells(models, whole, pareto),
+        "tipping": [_tip(row) for row in records(tipping[tipping["sparsity_estimate"].notna()])],
+        "heat": _heat(models),
+        "twins": [_twins(data, whole, groups) for data in models],
+    }
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    # Nothing in a script element may look like the end of it, whatever a model is called.
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _model(data: ModelData) -> dict[str, Any]:
+    return {
+        "model": scrub(data.subject.model),
+        "dtype": data.subject.dtype,
+        "trained": data.trained,
+        "shown": data.shown_sparsity,
+    }
+
+
+def _cells(models: list[ModelData], whole: pd.DataFrame, pareto: pd.DataFrame) -> list[dict[str, Any]]:
+    old = whole[whole["convention"] == "study"].set_index("cell_id")["bytes_total"]
+    front = set(pareto.loc[pareto["on_front"] & (pareto["loss_metric"] == "perplexity"), "cell_id"])
+    cells: list[dict[str, Any]] = []
+    for index, data in enumerate(models):
+        parts = [name for name in data.table.columns if name.startswith(_PART)]
+        for row in records(data.table):
+            if len(cells) >= MOST_CELLS:
+                return cells
+            cells.append(
+                {
+                    "m": index,
+                    "method": row["method"],
+                    "pattern": row["pattern"],
+                    "s": row["sparsity_target"],
+                    "variant": row["variant"],
+                    "seed": None if missing(row["calibration_seed"]) else int(row["calibration_seed"]),
+                    "extra": _extra(row),
+                    "mark": row["mark"] or "",
+                    "cell": row["cell_id"],
+                    "front": row["cell_id"] in front,
+                    "old": short(old.get(row["cell_id"])),
+                    "parts": {
+                        name.removeprefix(_PART): row[name] for name in parts if not missing(row[name]) and row[name]
+                    },
+                    **{name: short(row[name]) for name in _FIGURES if name in row and not missing(row[name])},
+                }
+            )
+    return cells
+
+
+def _extra(row: Record) -> str:
+    """Axes that are not at their default, in words."""
+    words = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
+    words += ["refit"] if row["refit"] else []
+    words += [] if row["targets"] == "attention+mlp" else [str(row["targets"])]
+    words += [] if row["options"] == "{}" else [str(row["options"])]
+    return ", ".join(words)
+
+
+def _tip(row: Record) -> dict[str, Any]:
+    return {
+        "model": scrub(row["model"]),
+        "dtype": row["dtype"],
+        "method": row["method"],
+        "pattern": row["pattern"],
+        "variant": row["variant"],
+        "metric": row["metric"],
+        "tolerance": row["tolerance"],
+        "s": short(row["sparsity_estimate"]),
+        "within": row["sparsity_within"],
+        "beyond": None if missing(row["sparsity_beyond"]) else row["sparsity_beyond"],
+    }
+
+
+def _heat(models: list[ModelData]) -> list[dict[str, Any]]:
+    """Layer x projection of the first variant of every method, pattern and sparsity."""
+    found: list[dict[str, Any]] = []
+    for index, data in enumerate(models):
+        for method in data.methods:
+            rows = linear_weights(data.of_method(data.tensors, method))
+            for s, part in rows.groupby("sparsity_target"):
+                if len(found) >= MOST_HEAT_MAPS:
+                    return found
+                one = part[part["variant"] == part["variant"].iloc[0]]
+                order = list(dict.fromkeys(one.sort_values(["group", "tensor"])["projection"]))
+                total = one["params_total"].sum()
+                one = one.assign(param_fraction=one["params_total"] / total)
+                shown = [*_HEAT, *([(_ERROR, "reconstruction error")] if _ERROR in one else [])]
+                found.append(
+                    {
+                        "m": index,
+                        "method": method[0],
+                        "pattern": method[1],
+                        "s": s,
+                        "projections": order,
+                        "layers": sorted({int(layer) for layer in one["layer"]}),
+                        "values": {
+                            title: [
+                                [short(value) for value in line]
+                                for line in one.pivot_table(index="layer", columns="projection", values=name)
+                                .reindex(columns=order)
+                                .to_numpy()
+                            ]
+                            for name, title in shown
+                            if one[name].notna().any()
+                        },
+                    }
+                )
+    return found
+
+
+def _twins(data: ModelData, whole: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Any]:
+    """The six figures of the old study in its own accounting and in ours: dense and each variant at one sparsity."""
+    if data.first_method is None or data.shown_sparsity is None:
+        return {}
+    rows = data.of_method(data.pruned, data.first_method)
+    rows = pd.concat([data.dense, rows[rows["sparsity_target"] == data.shown_sparsity]])
+    names = dict(zip(rows["cell_id"], rows["variant"], strict=True))
+    twins: dict[str, Any] = {"s": data.shown_sparsity, "method": data.first_method[0], "variants": list(names.values())}
+    for convention in ("study", "unique"):
+        one = whole[(whole["convention"] == convention) & whole["cell_id"].isin(names)].set_index("cell_id")
+        parts = groups[(groups["convention"] == convention) & groups["cell_id"].isin(names)]
+        twins[convention] = {
+            **{
+                name: [short(one[name].get(cell)) for cell in names]
+                for name in ("bytes_total", "sparsity", "top1_agreement", "flops_executed")
+            },
+            **{
+                f"group_{name}": {
+                    group: [short(part.set_index("cell_id")[name].get(cell)) for cell in names]
+                    for group, part in parts.groupby("group")
+                }
+                for name in ("sparsity", "param_fraction", "flops_executed")
+            },
+        }
+    return twins
+
+
+def short(value: Any) -> float | int | None:
+    """A number as JSON can hold it, with as many digits as a plot needs."""
+    if missing(value) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    rounded = float(f"{float(value):.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded

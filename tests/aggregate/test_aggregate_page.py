@@ -1,0 +1,251 @@
+"""The report in a real headless Chromium: offline, filters, hover, sort, download, address, dark mode, names."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.resources
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from aggregate.api import aggregate_run
+from aggregate.report import write_report
+
+HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">&lt;b&gt;'
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on PATH: the page is not tested in a browser")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as engine:
+        found = engine.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory, synthetic) -> Path:
+    small = synthetic.Shape(3, 16, 32, 64, 16, source_bytes=9000)
+    random = dataclasses.replace(small, trained=False)
+    run = synthetic.write_run(
+        tmp_path_factory.mktemp("page") / "run",
+        {"tiny": small, HOSTILE: random},
+        sparsities=("0.1", "0.3", "0.5"),
+        methods=("magnitude", "random"),
+        windows=16,
+    )
+    aggregate_run(run, figures=False)
+    return write_report(run)
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Open the page with no network; anything it logs as a warning or an error fails the test."""
+    contexts, said = [], []
+
+    def open_it(state: str = "", **options):
+        context = browser.new_context(offline=True, accept_downloads=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(report.as_uri() + state)
+        if options.get("java_script_enabled", True):
+            page.wait_for_function("document.documentElement.dataset.ready === '1'")
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def rows(page) -> list[list[str]]:
+    return page.evaluate(
+        "[...document.querySelectorAll('#cells tbody tr')].map(r => [...r.cells].map(c => c.innerText))"
+    )
+
+
+def test_page_loads_offline_and_draws_every_view(open_page):
+    page = open_page()
+    for view in ("perplexity", "agreement", "size", "pareto", "promise", "heat", "layer"):
+        assert page.locator(f"#view-{view} .main-svg").count() >= 1, view
+        assert page.locator(f"#view-{view}").get_attribute("aria-label")
+    assert len(rows(page)) == 13
+    assert page.locator("#coverage").inner_text().count("26 of 26 cells are done") == 1
+
+
+def test_filters_narrow_every_view_and_stand_in_the_address(open_page):
+    page = open_page()
+    page.select_option("#method", "random")
+    page.select_option("#variant", "csr")
+    assert {row[2] for row in rows(page)} == {"none", "random"}
+    names = page.evaluate("document.getElementById('view-perplexity').data.map(t => t.name)")
+    assert names == ["csr, random, unstructured"]
+    assert "method=random" in page.url
+    assert "variant=csr" in page.url
+    other = open_page("#/?method=random&variant=csr&sort=perplexity&desc=1")
+    assert other.input_value("#method") == "random"
+    assert {row[5] for row in rows(other)} == {"dense", "csr"}
+    other.click("#reset")
+    assert len(rows(other)) == 13
+
+
+def test_points_carry_intervals_and_hover_tells_the_figure(open_page):
+    page = open_page()
+    first = page.evaluate(
+        "(() => { const t = document.getElementById('view-perplexity').data[0];"
+        " return [t.x, t.y, t.error_y.array, t.error_y.arrayminus]; })()"
+    )
+    assert first[0] == [0, 10, 30, 50]
+    assert first[2][0] == 0
+    assert min(first[2][1:]) > 0
+    assert min(first[3][1:]) > 0
+    page.evaluate("Plotly.Fx.hover('view-perplexity', [{curveNumber: 0, pointNumber: 2}])")
+    text = page.locator("#view-perplexity .hoverlayer").text_content()
+    assert "at 30 %" in text
+    assert "[" in text
+
+
+def test_heat_map_opens_a_layer(open_page):
+    page = open_page()
+    page.select_option("#layer", "2")
+    assert page.evaluate("document.getElementById('view-layer').layout.title.text").startswith("Layer 2")
+    page.evaluate("document.getElementById('view-heat').emit('plotly_click', {points: [{y: 1}]})")
+    assert page.input_value("#layer") == "1"
+    assert "layer=1" in page.url
+    page.select_option("#what", "bytes")
+    assert page.evaluate("document.getElementById('view-heat').layout.title.text").startswith("bytes")
+
+
+def test_table_sorts_searches_and_downloads(open_page, tmp_path):
+    page = open_page()
+    column = page.evaluate(
+        "[...document.querySelectorAll('#cells th')].findIndex(h => h.innerText.trim().startsWith('perplexity'))"
+    )
+    button = page.locator("#cells th button").nth(column)
+    button.click()
+    values = [float(row[column].replace(",", "")) for row in rows(page)]
+    assert values == sorted(values)
+    assert page.locator("#cells th").nth(column).get_attribute("aria-sort") == "ascending"
+    page.locator("#cells th button").nth(column).click()
+    values = [float(row[column].replace(",", "")) for row in rows(page)]
+    assert values == sorted(values, reverse=True)
+    page.fill("#q", "magnitude csr")
+    assert len(rows(page)) == 3
+    with page.expect_download() as waiting:
+        page.click("#download")
+    target = tmp_path / "cells.csv"
+    waiting.value.save_as(target)
+    with target.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    assert len(lines) == 4
+    assert {line[2] for line in lines[1:]} == {"magnitude"}
+
+
+def test_theme_follows_the_system_and_the_choice(open_page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    page = open_page(color_scheme="dark")
+    assert page.evaluate(background) == "rgb(20, 24, 29)"
+    page.select_option("#theme", "light")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert open_page("#/?theme=dark").evaluate(background) == "rgb(20, 24, 29)"
+
+
+def test_a_hostile_model_name_is_a_name(open_page):
+    page = open_page("#/?model=")
+    page.locator("#twins summary").click()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert any(HOSTILE in row[0] for row in rows(page))
+    page.select_option("#model", "1")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_untrained_models_are_marked_in_every_view(open_page):
+    page = open_page("#/?model=1")
+    page.locator("#twins summary").click()
+    for view in page.locator(".view > div[role=img]").all():
+        if view.is_visible():
+            assert "untrained" in view.inner_text(), view.get_attribute("id")
+    assert all("untrained" in row[20] for row in rows(page))
+    page.select_option("#model", "0")
+    assert "untrained" not in page.locator("#view-size").inner_text()
+
+
+def test_links_inside_the_page_keep_the_state(open_page):
+    page = open_page("#/?variant=csr")
+    page.locator("nav a[href='#definitions']").click()
+    assert "variant=csr" in page.url
+    assert page.evaluate("document.activeElement.id") == "definitions"
+
+
+def test_old_figures_stand_beside_their_twins(open_page):
+    page = open_page()
+    page.locator("#twins summary").click()
+    sizes = {
+        side: page.evaluate(f"document.getElementById('twin-bytes-{side}').data[0].y") for side in ("study", "unique")
+    }
+    names = page.evaluate("document.getElementById('twin-bytes-study').data[0].x")
+    csr, dense = names.index("csr"), names.index("dense")
+    assert sizes["study"][csr] < sizes["study"][dense] < sizes["unique"][csr]
+    for key in ("global", "group", "share", "flops", "agreement"):
+        assert page.locator(f"#twin-{key}-unique .main-svg").count() >= 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_issue(open_page, scheme):
+    pytest.importorskip("axe_core_python")
+    page = open_page(color_scheme=scheme)
+    page.locator("#twins summary").click()
+    page.evaluate((importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = [
+        (violation["id"], violation["nodes"][0]["html"][:200])
+        for violation in found["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_without_javascript_tables_and_figures_are_there(open_page):
+    page = open_page(java_script_enabled=False)
+    assert not page.locator("#explore").is_visible()
+    assert page.locator("#results-table tbody tr").count() == 26
+    assert page.locator("#results-table").is_visible()
+    assert page.locator("#figures img").first.is_visible()
+    assert page.locator("#headline li").first.is_visible()
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_nothing_runs_out_of_a_narrow_or_a_wide_window(open_page, width):
+    page = open_page(viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_everything_works_by_keyboard(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.locator("#cells th button").first.focus()
+    page.keyboard.press("Enter")
+    assert "sort=model" in unquote(page.url)
+    assert re.search(r"model", page.evaluate("document.activeElement.innerText"))
+
+
+def test_page_stays_small(report):
+    assert report.stat().st_size < 8_000_000
