@@ -172,7 +172,7 @@ class Compression:
         combination.advance_calibration(walk, layer, pruned)
         walk.unload(layer)
         _, biases = combination.biased(self.structure.in_layer(layer), tensors)
-        return self._section(layer, {**tensors, **biases}, pruned)
+        return self._section(walk, layer, {**tensors, **biases}, pruned)
 
     def _outside(self, walk: LayerWalk, combination: Combination, embeddings: Mapping[str, torch.Tensor]) -> Section:
         dense = walk.load_outside()
@@ -182,13 +182,20 @@ class Compression:
         walk.unload_outside()
         tied = {p.name for p in self.structure.outside_layers if p.tied_to is not None and p.name not in pruned}
         tensors = {name: embeddings.get(name, tensor) for name, tensor in dense.items() if name not in tied}
-        return self._section(None, tensors, pruned)
+        return self._section(walk, None, tensors, pruned)
 
     def _section(
-        self, layer: int | None, tensors: Mapping[str, torch.Tensor], pruned: Mapping[str, torch.Tensor]
+        self,
+        walk: LayerWalk,
+        layer: int | None,
+        tensors: Mapping[str, torch.Tensor],
+        pruned: Mapping[str, torch.Tensor],
     ) -> Section:
         storage = FORMATS.get(self.variant)
-        stored = {name: storage.encode(weight, self.pruning.pattern) for name, weight in pruned.items()}
+        stored = {
+            name: storage.encode_on(weight, self.pruning.pattern, walk.grid(name) if storage.uses_grid else None)
+            for name, weight in pruned.items()
+        }
         plain = {name: tensor for name, tensor in tensors.items() if name not in stored}
         return Section(layer, plain, stored, {name: storage.chosen(item) for name, item in stored.items()})
 
