@@ -28,6 +28,7 @@ _CANCELLED = re.compile(r"CANCELLED AT (?!.*DUE TO)")
 #: Sampling sees a little less than what made the limit strike.
 _NEAR_LIMIT = 0.9
 _KILLED = (9, 137)
+_TERMINATED = (15, 143)
 
 
 class Verdict(NamedTuple):
@@ -74,6 +75,8 @@ def classify(state: TaskState | None, log: str, memory_bytes: int) -> Verdict:
         return Verdict("OOM", f"killed while it used {used}")
     if word == "CANCELLED" or _CANCELLED.search(log):
         return Verdict("CANCELLED", "cancelled by a person or an administrator")
+    if state is not None and (state.exit_code in _TERMINATED or state.signal == 15):
+        return Verdict("LOST", "ended by signal 15; neither the scheduler nor stderr says why")
     if killed:
         return Verdict("LOST", "killed by signal 9; neither the scheduler nor stderr says why")
     if state is None:

@@ -16,6 +16,9 @@ from sparsehpc.core.errors import UserError
 #: Variables of the submitting side that decide where the job reads from; exported by the script itself,
 #: so that it also works where the site's default is ``--export=NONE``.
 CARRIED = ("SPARSEHPC_HOME", "HF_HOME")
+#: Runs a command that ignores SIGTERM until it handles it itself: a task that is preempted while it still imports would
+#: otherwise end by itself, and be taken for failed instead of being started again.
+PATIENT = ("sh", "-c", """'trap "" TERM; exec "$@"'""", "sh")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
@@ -66,7 +69,7 @@ def sbatch_text(
     command = ["-u", "-m", "slurm.task", shlex.quote(str(folder))]
     return script_text(
         job, resources, name, {**array, **logs, "open-mode": "append"}, [command],
-        srun_files=("--output", f"{folder}/%A_%a_%t_log.out", "--error", f"{folder}/%A_%a_%t_log.err"),
+        prefix=PATIENT, srun_files=("--output", f"{folder}/%A_%a_%t_log.out", "--error", f"{folder}/%A_%a_%t_log.err"),
         exports={"SUBMITIT_EXECUTOR": "slurm"}, python=python, environment=environment,
     )  # fmt: skip
 
@@ -78,6 +81,7 @@ def script_text(
     directives: Mapping[str, str | int | bool],
     commands: Sequence[Sequence[str]],
     *,
+    prefix: Sequence[str] = (),
     srun_files: Sequence[str] = (),
     exports: Mapping[str, str] | None = None,
     python: str | None = None,
@@ -95,6 +99,8 @@ def script_text(
         Further directives (array, output, dependency, ...).
     commands
         Of each command the shell words after the interpreter, already quoted; the first failure ends the job.
+    prefix
+        Shell words before wrapper and interpreter.
     srun_files
         Words that tell srun where output goes.
     exports
@@ -122,7 +128,7 @@ def script_text(
             start = ["srun", "--unbuffered", *map(shlex.quote, srun_files), *map(_word, job.srun_args)]
         else:
             start = ["exec"] if last else []
-        words = [*start, *map(_word, job.wrapper), interpreter, *command]
+        words = [*start, *prefix, *map(_word, job.wrapper), interpreter, *command]
         lines.append(" ".join(words if last else [*words, "|| exit"]))
     return "\n".join(lines) + "\n"
 

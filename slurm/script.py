@@ -11,6 +11,9 @@ from slurm.resources import Resources
 from slurm.sbatch import check_folder, script_text
 from sparsehpc.core.layout import RunFolder, check_cell_id
 
+#: Ready scripts for use without this command line.
+SCRIPTS = Path(__file__).parent / "scripts"
+
 
 def hand_script(
     run: Path,

@@ -25,4 +25,4 @@ export SUBMITIT_EXECUTOR=slurm
 unset SLURM_EXPORT_ENV
 
 # command
-srun --unbuffered --output /runs/study/submissions/0a/%A_%a_%t_log.out --error /runs/study/submissions/0a/%A_%a_%t_log.err /opt/env/bin/python -u -m slurm.task /runs/study/submissions/0a
+srun --unbuffered --output /runs/study/submissions/0a/%A_%a_%t_log.out --error /runs/study/submissions/0a/%A_%a_%t_log.err sh -c 'trap "" TERM; exec "$@"' sh /opt/env/bin/python -u -m slurm.task /runs/study/submissions/0a
