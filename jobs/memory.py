@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from jobs.plan import Plan
@@ -66,7 +67,8 @@ def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
     for key, cells in groups.items():
         model = cells[0].model, cells[0].revision
         if model not in structures:
-            structures[model] = structure_of(*model)
+            with contextlib.chdir(plan.study.path.parent):
+                structures[model] = structure_of(*model)
         asked = plan.study.resources[key[0]].memory_gib
         found[key] = walk_memory(cells, structures[model], asked).peak_bytes / GIB
     return found

@@ -104,7 +104,7 @@ def test_a_damaged_plan(path: Path, damage: str) -> None:
 def test_a_plan_of_another_version(path: Path) -> None:
     table = pq.read_table(path).replace_schema_metadata({"sparsehpc.schema_version": "0"})
     pq.write_table(table, path)
-    with pytest.raises(UserError, match=r"schema 0.*\n.*the version that made the run"):
+    with pytest.raises(UserError, match=r"schema version 0.*\n.*the version that made the run"):
         read_plan(path)
 
 
