@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from sparsehpc.formats.base import FORMATS
+from sparsehpc.models.structure import bias_name, bias_parameter
 from sparsehpc.pruning.base import DenseSurvey, Method, Site, Statistic
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.tracks import Clock, Track
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
     from sparsehpc.text.windows import TokenWindows
 
 Statistics = dict[str, dict[str, "torch.Tensor"]]
-
-
-def bias_name(weight: str) -> str:
-    """Name of the bias that belongs to a weight."""
-    return weight.removesuffix("weight") + "bias"
-
-
-def bias_parameter(weight: Parameter) -> Parameter:
-    """Bias of a linear, as the structure would list it."""
-    return dataclasses.replace(weight, name=bias_name(weight.name), shape=weight.shape[:1], kind="bias", tied_to=None)
 
 
 def collect(

@@ -18,7 +18,7 @@ from transformers import __version__ as transformers_version
 from sparsehpc import __version__
 from sparsehpc.behaviour import Behaviour
 from sparsehpc.checkpoint import Checkpoint
-from sparsehpc.combinations import Combination, bias_parameter, dense_survey
+from sparsehpc.combinations import Combination, dense_survey
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
@@ -26,6 +26,7 @@ from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
+from sparsehpc.models.structure import bias_parameter
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Method, make_method
 from sparsehpc.results import CellResult, Results
 from sparsehpc.tracks import Clock, Track

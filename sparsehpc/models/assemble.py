@@ -21,10 +21,11 @@ from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.formats.rows import stack_rows, take_rows
 from sparsehpc.models.stream import TORCH_DTYPES, StoredLinear
+from sparsehpc.models.structure import bias_name, bias_parameter
 
 if TYPE_CHECKING:
     from sparsehpc.formats.base import Stored
-    from sparsehpc.models.structure import Parameter, Structure
+    from sparsehpc.models.structure import Structure
 
 #: Linears of one module that read the same input; their rows are stacked in this order and multiplied at once.
 SHARED_INPUT: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -182,7 +183,9 @@ class Assembled:
         self.dtype, self.device, self.recipe = dtype, device, recipe
         self.formats: dict[str, str] = {}
         self._products: dict[str, tuple[SharedProduct, int]] = {}
-        self._parameters = {p.name: p for p in structure.parameters}
+        # Methods may give a bias to linears that had none.
+        added = [bias_parameter(p) for p in structure.parameters if p.kind == "linear"]
+        self._parameters = {p.name: p for p in (*added, *structure.parameters)}
 
     # -- filling ----------------------------------------------------------------------------------------------
 
@@ -201,7 +204,7 @@ class Assembled:
                 self._products[name] = (product, index)
                 self._replace(self._parameters[name].module, SharedLinear(product, index))
                 del stored[name]
-                plain.pop(self._bias_name(name), None)
+                plain.pop(bias_name(name), None)
         for name, storage in stored.items():
             self._linear(name).stored = storage
         for name, tensor in plain.items():
@@ -234,7 +237,7 @@ class Assembled:
                 if not all(projection in here for projection in group):
                     continue
                 names = [here[projection] for projection in group]
-                biases = [plain.get(self._bias_name(name)) for name in names]
+                biases = [plain.get(bias_name(name)) for name in names]
                 present = [bias for bias in biases if bias is not None]
                 if len({self.formats[name] for name in names}) > 1 or len(present) not in (0, len(names)):
                     continue
@@ -243,9 +246,6 @@ class Assembled:
                     bias = torch.cat(present) if present else None
                     products.append(SharedProduct(names, stack, [stored[name].shape[0] for name in names], bias))
         return products
-
-    def _bias_name(self, name: str) -> str:
-        return name.removesuffix("weight") + "bias"
 
     def _linear(self, name: str) -> StoredLinear:
         module = self._parameters[name].module
@@ -293,13 +293,10 @@ class Assembled:
                     elif parameter.tied_to is None:
                         plain[parameter.name] = storage.decode()
                     if bias is not None:
-                        plain[self._bias_name(parameter.name)] = bias
-                elif parameter.name not in plain and not self._is_bias_of_linear(parameter):
+                        plain[bias_name(parameter.name)] = bias
+                elif parameter.kind != "bias":
                     plain[parameter.name] = self.model.get_parameter(parameter.name).data
             yield Section(layer, plain, stored, {name: self.formats[name] for name in stored})
-
-    def _is_bias_of_linear(self, parameter: Parameter) -> bool:
-        return parameter.kind == "bias"
 
     def stored_bytes(self) -> int:
         """Bytes of all weights, each stored array and each shared tensor once."""

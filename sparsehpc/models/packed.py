@@ -24,6 +24,7 @@ from sparsehpc.core.files import sha256_file
 from sparsehpc.core.spec import DTYPES
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.family import structure_from_config
+from sparsehpc.models.structure import bias_parameter
 from sparsehpc.models.target import read_config
 from sparsehpc.models.weight_files import TensorHeader, headers_of, read_tensors
 
@@ -69,6 +70,8 @@ class PackedModel:
         Type that stored weights decode to.
     formats
         Format of every stored linear, by weight name.
+    added_biases
+        Names of biases that the config does not know.
 
     Raises
     ------
@@ -81,7 +84,9 @@ class PackedModel:
         self.manifest = _read_manifest(self.folder)
         self.structure = structure_from_config(read_config(self.folder))
         self.dtype: str = self.manifest["dtype"]
-        known = {p.name: p for p in self.structure.parameters}
+        # Methods may give a bias to linears that had none.
+        added = [bias_parameter(p) for p in self.structure.parameters if p.kind == "linear"]
+        known = {p.name: p for p in (*added, *self.structure.parameters)}
         problems = []
         if self.dtype not in DTYPES:
             problems.append(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
@@ -99,7 +104,9 @@ class PackedModel:
         self._fail(problems)
         self._check_files(files, verify)
         self._headers = headers_of(self.folder, files)
+        self._known = known
         self._arrays = self._by_parameter(known)
+        self.added_biases = sorted(set(self._arrays) - {p.name for p in self.structure.parameters})
 
     def sections(self) -> Iterator[Section]:
         """Weights, section by section; each is read when it is asked for.
@@ -114,7 +121,7 @@ class PackedModel:
         for layer in (*range(self.structure.layers), None):
             plain: dict[str, torch.Tensor] = {}
             stored: dict[str, Stored] = {}
-            parameters = [p for p in self.structure.parameters if p.layer == layer and p.name in self._arrays]
+            parameters = [p for p in self._known.values() if p.layer == layer and p.name in self._arrays]
             wanted = {key: header for p in parameters for key, header in self._arrays[p.name].values()}
             tensors = read_tensors(self.folder, wanted)
             for parameter in parameters:
@@ -167,7 +174,7 @@ class PackedModel:
                 problems.append(f"{key} lies in {header.file} instead of {section_file(owner.layer)}")
         problems += [
             f"{p.name} is missing"
-            for p in known.values()
+            for p in self.structure.parameters
             if p.name not in found and (p.tied_to is None or p.name in self.formats)
         ]
         self._fail(problems)

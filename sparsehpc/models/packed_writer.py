@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsehpc.core.errors import UserError
-from sparsehpc.core.files import flush_folder, sha256_file, write_text
+from sparsehpc.core.files import flush_folder, give_usual_mode, sha256_file, write_text
 from sparsehpc.core.provenance import software
 from sparsehpc.core.spec import DTYPE_BYTES
+from sparsehpc.models.family import structure_from_config
 from sparsehpc.models.folder import TOKENIZER_FILES
 from sparsehpc.models.packed import MANIFEST, MANIFEST_VERSION, pack, section_file
 from sparsehpc.models.target import read_config
@@ -111,6 +112,7 @@ def _write_section(
         arrays[name] = tensor.detach().contiguous().cpu()
         sizes["plain"] = sizes.get("plain", 0) + tensor.numel() * tensor.element_size()
     save_file(arrays, path)
+    give_usual_mode(path)
 
 
 def write_plain(folder: Path, packed: PackedModel, progress: Callable[[str, int, int], None]) -> None:
@@ -128,11 +130,13 @@ def write_plain(folder: Path, packed: PackedModel, progress: Callable[[str, int,
     structure = packed.structure
     with new_folder(folder) as staging:
         copy_companions(packed.folder, staging, packed.dtype)
-        if any(p.tied_to is not None and p.name in packed.formats for p in structure.parameters):
-            # A head that was pruned apart from its embedding is a tensor of its own now.
-            config = json.loads((staging / "config.json").read_text(encoding="utf-8"))
-            write_text(staging / "config.json", json.dumps(config | {"tie_word_embeddings": False}, indent=1) + "\n")
+        config = read_config(staging) | _config_changes(packed)
+        write_text(staging / "config.json", json.dumps(config, indent=1) + "\n")
         writer = ShardWriter(staging)
+        present = {p.name for p in structure.parameters} | set(packed.added_biases)
+        for parameter in structure_from_config(config).unique:
+            if parameter.name not in present:  # a bias that came along with one that was added
+                writer.add(parameter.name, _zeros(parameter.shape, packed.dtype))
         for done, section in enumerate(packed.sections()):
             progress("layers", done, structure.layers)
             for name, tensor in section.plain.items():
@@ -142,6 +146,40 @@ def write_plain(folder: Path, packed: PackedModel, progress: Callable[[str, int,
         writer.close()
         kept = {key: packed.manifest[key] for key in ("recipe", "weights", "software")}
         write_text(staging / RECIPE, json.dumps(kept, indent=1) + "\n")
+
+
+def _config_changes(packed: PackedModel) -> dict[str, bool]:
+    """What the config must say so that transformers reads every tensor.
+
+    Raises
+    ------
+    UserError
+        The family has no place for a bias that the method added.
+    """
+    changes = {}
+    if any(p.tied_to is not None and p.name in packed.formats for p in packed.structure.parameters):
+        # A head that was pruned apart from its embedding is a tensor of its own now.
+        changes["tie_word_embeddings"] = False
+    left = set(packed.added_biases)
+    config = read_config(packed.folder)
+    for key in ("attention_bias", "mlp_bias"):
+        more = {p.name for p in structure_from_config(config | changes | {key: True}).parameters}
+        if left & more:
+            left -= more
+            changes[key] = True
+    if left:
+        raise UserError(
+            f"{packed.folder}: a {packed.structure.model_type} model in transformers has no {sorted(left)[0]}, "
+            f"which method {packed.manifest['recipe'].get('method')!r} added",
+            "load the packed folder with sparsehpc.from_pretrained",
+        )
+    return changes
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    import torch
+
+    return torch.zeros(shape, dtype=getattr(torch, dtype))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparsehpc.core.errors import UserError, unknown
@@ -115,3 +115,13 @@ class Structure:
     def outside_layers(self) -> tuple[Parameter, ...]:
         """Parameters of embedding, final norm and head."""
         return tuple(p for p in self.parameters if p.layer is None)
+
+
+def bias_name(weight: str) -> str:
+    """Name of the bias that belongs to a weight."""
+    return weight.removesuffix("weight") + "bias"
+
+
+def bias_parameter(weight: Parameter) -> Parameter:
+    """Bias of a linear, as the structure would list it."""
+    return replace(weight, name=bias_name(weight.name), shape=weight.shape[:1], kind="bias", tied_to=None)
