@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -28,3 +28,24 @@ def interleaved(ours: Callable[[], Any], baseline: Callable[[], Any], repeats: i
     for name, values in zip(("seconds", "baseline_seconds"), times, strict=True):
         row |= {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
     return row | {"repeats": repeats}
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every side, all of them once in each round, after one unmeasured call of each."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for work in sides.values():
+        work()
+    for _ in range(repeats):
+        for name, work in sides.items():
+            start = clock()
+            work()
+            times[name].append(clock() - start)
+    return times
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
