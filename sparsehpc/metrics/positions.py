@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-#: Positions whose logits are held in float64 at once.
-BLOCK_POSITIONS = 64
+#: Positions whose logits are held in float64 at once: few, so that a block of a large vocabulary stays in the cache.
+BLOCK_POSITIONS = 8
 PRECISION = torch.float64
 
 
@@ -87,18 +87,8 @@ def positions(logits: torch.Tensor, ids: torch.Tensor, dense_logits: torch.Tenso
         exact, exact_dense = logits[block].to(PRECISION), dense_logits[block].to(PRECISION)
         normalizer = torch.logsumexp(exact, dim=-1)
         normalizers.append(normalizer)
-        log_dense = exact_dense - dense.log_normalizer[block, None]
-        log_cell = exact - normalizer[:, None]
-        probability = log_dense.exp()
-        # A probability of zero contributes nothing, also where the cell's logit is minus infinity.
-        term = torch.where(probability > 0, probability * (log_dense - log_cell), 0.0)
-        divergences.append(term.sum(dim=-1))
-        chosen = dense.choice[block, None]
-        level = exact.gather(-1, chosen)
-        ahead = (exact > level).sum(dim=-1)
-        columns = torch.arange(exact.shape[-1], device=exact.device)
-        tied = ((exact == level) & (columns < chosen)).sum(dim=-1)
-        ranks.append(1 + ahead + tied)
+        divergences.append(_divergence(exact_dense, dense.log_normalizer[block], exact, normalizer))
+        ranks.append(_ranks(logits[block], dense.choice[block, None]))
     log_normalizer = torch.cat(normalizers)
     return Positions(
         choice=logits.argmax(dim=-1),
@@ -106,6 +96,29 @@ def positions(logits: torch.Tensor, ids: torch.Tensor, dense_logits: torch.Tenso
         rank=torch.cat(ranks),
         nll=_nll(logits, log_normalizer, ids),
     )
+
+
+def _divergence(
+    dense: torch.Tensor, dense_normalizer: torch.Tensor, cell: torch.Tensor, normalizer: torch.Tensor
+) -> torch.Tensor:
+    """KL(dense || cell) by position: the mean difference of the logits under dense, less that of the normalizers."""
+    probability = (dense - dense_normalizer[:, None]).exp_()
+    difference = dense - cell
+    if not bool(torch.isfinite(difference).all()):
+        # A probability of zero contributes nothing, also where a logit is minus infinity.
+        difference = torch.where(probability > 0, difference, 0.0)
+    return torch.linalg.vecdot(probability, difference) - (dense_normalizer - normalizer)
+
+
+def _ranks(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Rank of one token by position; of equal logits the lower id comes first."""
+    level = logits.gather(-1, chosen)
+    rank = 1 + (logits > level).sum(dim=-1)
+    equal = logits == level
+    if int(equal.sum()) > len(logits):
+        columns = torch.arange(logits.shape[-1], device=logits.device)
+        rank += (equal & (columns < chosen)).sum(dim=-1)
+    return rank
 
 
 def _nll(logits: torch.Tensor, log_normalizer: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

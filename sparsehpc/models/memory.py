@@ -21,7 +21,7 @@ HESSIAN_COPIES: Final = 4
 #: Copies of the largest matrix in float32 and float64 that selection and update work on.
 WORKSPACE_BYTES_PER_WEIGHT: Final = 16
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
-_BLOCK_POSITIONS, _BLOCK_COPIES = 64, 6
+_BLOCK_POSITIONS, _BLOCK_COPIES = 8, 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
