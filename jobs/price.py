@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from jobs.inputs import Inputs
 from jobs.pack import by_walk, combinations
 from jobs.spec import Study
-from slurm.cost import CostModel, Estimate, Work, job_seconds
+from slurm.cost import STARTUP_S, CostModel, Estimate, Work, job_seconds
 from slurm.resources import Resources
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder
@@ -34,7 +34,9 @@ _COSTS = (
     "encode_s",
     "evaluate_s",
 )
-_PLAN = ("cell_id", "evaluation_windows", "evaluation_window_tokens")
+_PLAN = ("cell_id", "evaluation_corpus", "evaluation_windows", "evaluation_window_tokens")
+#: Texts of this corpus are their own windows, and short.
+_SHORT, _SHORT_TOKENS = "samples", 96
 
 
 class Prices:
@@ -71,7 +73,7 @@ class Prices:
                     variant=cell.variant,
                     cores=self.resources[cell.resource].cpus,
                     parameters=self.parameters[cell.model, cell.revision],
-                    evaluation_tokens=evaluation.windows * evaluation.window_tokens,
+                    evaluation_tokens=_tokens(evaluation.corpus, evaluation.windows, evaluation.window_tokens),
                     calibration_tokens=calibration.windows * calibration.window_tokens if calibration else 0,
                 )
             )
@@ -88,29 +90,27 @@ class Prices:
         """
         jobs: list[tuple[Cell, ...]] = []
         for group in by_walk(cells):
+            walk_s = STARTUP_S + self.estimate(group[0]).walk_s
             job: list[Cell] = []
-            spent = 0.0
+            spent = walk_s
             for combination in combinations(group):
-                for part in self._parts(combination, target_s, most):
-                    more = self.seconds(part) - (self.seconds(part[:0]) + self.estimate(part[0]).walk_s if job else 0.0)
-                    if job and (len(job) + len(part) > most or spent + more > target_s):
+                estimates = [self.estimate(cell) for cell in combination]
+                prune_s = max(estimate.prune_s for estimate in estimates)
+                together = prune_s + sum(estimate.cell_s for estimate in estimates)
+                if job and (len(job) + len(combination) > most or spent + together > target_s):
+                    jobs.append(tuple(job))
+                    job, spent = [], walk_s
+                more = prune_s
+                for cell, estimate in zip(combination, estimates, strict=True):
+                    more += estimate.cell_s
+                    if job and (len(job) == most or spent + more > target_s):
                         jobs.append(tuple(job))
-                        job, spent, more = [], 0.0, self.seconds(part)
-                    job += part
+                        job, spent, more = [], walk_s, prune_s + estimate.cell_s
+                    job.append(cell)
                     spent += more
-            if job:
-                jobs.append(tuple(job))
+                    more = 0.0
+            jobs.append(tuple(job))
         return jobs
-
-    def _parts(self, cells: Sequence[Cell], target_s: float, most: int) -> Iterator[Sequence[Cell]]:
-        """A combination in as few parts as keep to the target; a single cell is never too long."""
-        part: list[Cell] = []
-        for cell in cells:
-            if part and (len(part) == most or self.seconds([*part, cell]) > target_s):
-                yield part
-                part = []
-            part.append(cell)
-        yield part
 
 
 def load_prices(study: Study, run: RunFolder) -> Prices:
@@ -135,7 +135,13 @@ def _history(run: RunFolder) -> list[dict[str, Any]]:
             costs = pq.read_table(folder.tables / "costs.parquet", columns=list(_COSTS)).slice(0, _ROWS)
             plan = pq.read_table(folder.plan, columns=list(_PLAN))
             rows += costs.join(plan, keys="cell_id", join_type="inner").to_pylist()
+    for row in rows:
+        row["evaluation_tokens"] = _tokens(*(row[name] for name in _PLAN[1:]))
     return rows
+
+
+def _tokens(corpus: str, windows: int, window_tokens: int) -> int:
+    return windows * (min(window_tokens, _SHORT_TOKENS) if corpus == _SHORT else window_tokens)
 
 
 def _runs(run: RunFolder) -> list[RunFolder]:

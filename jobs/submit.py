@@ -180,6 +180,12 @@ def propose(
     )
 
 
+def whole_price(plan: Plan, profile: Profile) -> list[Array]:
+    """Arrays of all cells of a plan, as if nothing were done and the queue had no end: what the study costs."""
+    prices = load_prices(plan.study, RunFolder(default_folder(plan.study)))
+    return make_arrays(plan.cells, plan.study.resources, profile, ClusterLimits(), None, prices)[0]
+
+
 def room(profile: Profile) -> tuple[ClusterLimits, int | None]:
     """Live limits, and how many tasks may be submitted now; None: no limit is known."""
     limits = read_limits(accounting=profile.limits.accounting)

@@ -11,7 +11,7 @@ from typing import Any
 STARTUP_S = 20.0
 #: Sustained arithmetic of one core and of one GPU on these models, deliberately low: a job that is too short is
 #: started again, one that is too long only waits a little longer in the queue.
-_FLOPS_PER_S = {"cpu": 6e9, "cuda": 4e12}
+_FLOPS_PER_S = {"cpu": 2e10, "cuda": 4e12}
 #: Times a dense product, for the storage formats that no vendor library multiplies.
 _SLOWER_FORMAT = 4.0
 _DENSE_LIKE = frozenset({"dense", "masked"})
@@ -76,7 +76,8 @@ class CostModel:
     Parameters
     ----------
     history
-        Rows of ``costs`` tables: keys and the columns ``load_s, dense_s, prune_s, encode_s, evaluate_s``.
+        Rows of ``costs`` tables: keys, ``evaluation_tokens``, and the columns ``load_s, dense_s, prune_s, encode_s,
+        evaluate_s``.
     """
 
     def __init__(self, history: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -85,7 +86,7 @@ class CostModel:
         cell: dict[Hashable, list[float]] = {}
         for row in history:
             base = (row["model"], row["dtype"], row["device"])
-            tokens = max(1, int(row["evaluation_windows"]) * int(row["evaluation_window_tokens"]))
+            tokens = max(1, int(row["evaluation_tokens"]))
             walk.setdefault(base, []).append((row["load_s"] + row["dense_s"]) / tokens)
             prune.setdefault((*base, row["method"]), []).append(row["prune_s"])
             cell.setdefault((*base, row["variant"]), []).append((row["encode_s"] + row["evaluate_s"]) / tokens)

@@ -13,18 +13,29 @@ from jobs.cli._output import Json, StudyName, echo, echo_json, table
 @app.command()
 def plan(
     study: StudyName,
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="Cluster to price it for.", show_default="generic-cpu")
+    ] = "generic-cpu",
     cells: Annotated[bool, typer.Option("--cells", help="List every cell.")] = False,
     json: Json = False,
 ) -> None:
-    """Show which cells a study has, which it cannot have and why. Computes nothing and loads no torch."""
+    """Show which cells a study has, which it cannot have and why, and what they would cost on a cluster.
+
+    Computes nothing and loads no torch.
+    """
     from jobs.plan import make_plan
     from jobs.study import find_study, load_study
+    from jobs.submit import TOTALS, class_totals, whole_price
     from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
+    from slurm.profile import load_profile
     from sparsehpc.core.keys import key_row
 
+    cluster = load_profile(profile)
     made = make_plan(load_study(find_study(study)))
+    price = class_totals(whole_price(made, cluster))
     if json:
         summary = plan_summary(made)
+        summary["price"] = [dict(zip(TOTALS, row, strict=True)) for row in price]
         if cells:
             summary["cells"] = [key_row(cell) for cell in made.cells]
         echo_json(summary)
@@ -34,6 +45,9 @@ def plan(
         ("class", "device", "model", "dtype", "cells", "cpus", "GiB", "expected GiB", "GPUs", "minutes"),
         class_rows(made),
     )
+    echo()
+    echo(f"as jobs of profile {cluster.name}; hours are estimated, 'at most' is what the wall times allow:")
+    table(TOTALS, price)
     for warning in memory_warnings(made):
         echo(f"warning: {warning}")
     if made.dropped:

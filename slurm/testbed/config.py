@@ -104,7 +104,7 @@ PreemptMode=REQUEUE
 {nodes}
 PartitionName=cpu Nodes=c1,c2 Default=YES MaxTime=120 PriorityTier=10 PreemptMode=OFF
 PartitionName=gpu Nodes=g1 MaxTime=120 PriorityTier=10 PreemptMode=OFF
-PartitionName=spot Nodes=c1,c2 MaxTime=120 PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=spot Nodes=c1,c2 MaxTime=120 PriorityTier=1 PreemptMode=REQUEUE GraceTime=2
 PartitionName=urgent Nodes=c1,c2 MaxTime=120 PriorityTier=100 PreemptMode=OFF
 """
 

@@ -171,7 +171,13 @@ def finish(cli: Callable[..., Answer], settled: Callable[..., dict]) -> Callable
 
 
 @pytest.fixture
-def profile(home: Path) -> Callable[..., str]:
+def profile(write_profile: Callable[..., str]) -> Callable[..., str]:
+    """See `write_profile`."""
+    return write_profile
+
+
+@pytest.fixture(scope="session")
+def write_profile(home: Path) -> Callable[..., str]:
     """Write a profile like ``testbed`` with further lines into the user's folder; its name."""
     from slurm.profile import user_folder
 

@@ -78,14 +78,25 @@ def test_too_little_memory_gets_twice_as_much(bed, study_folder, few, cli, settl
     assert read_tables(run) == undisturbed(few)
 
 
-def test_too_little_time_gets_more(bed, study_folder, few, cli, settled, finish, profile, tmp_path, undisturbed):
-    study, run = write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}), tmp_path / "run"
-    submit(cli, study, run, profile=profile("setup = ['sleep 200']", "min_minutes = 1"), pack="9")
-    found = settled(run)
-    assert found["failed_by_cause"] == {"TIME": 9}
-    finish(run, "--profile", "testbed")
-    assert [item.resources["minutes"] for item in read_ledger(RunFolder(run))[0]] == [1, 15]
-    assert read_tables(run) == undisturbed(few)
+@pytest.fixture(scope="module")
+def too_short(bed, study_folder, write_profile, tmp_path_factory):
+    """A run whose job sleeps until its wall time of a minute ends it, while other tests go on beside it."""
+    from jobs.plan import make_plan
+    from jobs.study import load_study
+    from jobs.submit import propose, send_all
+    from slurm.profile import load_profile
+
+    study = load_study(write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}))
+    profile = load_profile(write_profile("setup = ['sleep 200']", "min_minutes = 1"))
+    plan, run = make_plan(study), tmp_path_factory.mktemp("short") / "run"
+    proposal = propose(study, plan, profile, out=run, pack=9)
+    assert len(send_all(proposal, study, plan, profile, print, aggregate=False)) == 1
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _started_early(too_short):
+    """The first test of this file starts it."""
 
 
 def test_preempted_jobs_start_again_by_themselves(bed, few, cli, settled, profile, tmp_path, undisturbed, wait_for):
@@ -96,9 +107,11 @@ def test_preempted_jobs_start_again_by_themselves(bed, few, cli, settled, profil
         "sbatch", "--parsable", "--partition=urgent", "--account=testbed", "--exclusive", "--nodes=2", "--time=1",
         "--output=/dev/null", "--wrap=sleep 1",
     )  # fmt: skip
-    wait_for(lambda: "PREEMPTED" in slurm("sacct", "-n", "-X", "-D", "-j", job, "-o", "State%20"), "preemption")
     with contextlib.suppress(ProcessLookupError):
-        os.kill(held[0], signal.SIGCONT)
+        while True:  # Slurm wakes it to let it end in peace; it shall not even reach its first cell
+            os.kill(held[0], signal.SIGSTOP)
+            time.sleep(0.01)
+    wait_for(lambda: "PREEMPTED" in slurm("sacct", "-n", "-X", "-D", "-j", job, "-o", "State%20"), "preemption")
     assert urgent.strip().isdigit()
     found = settled(run)
     assert (found["cells"]["done"], len(read_ledger(RunFolder(run))[0])) == (9, 1)
@@ -233,6 +246,15 @@ def test_a_payload_that_others_could_have_written_is_not_run(bed, few, cli, sett
     cell = next(iter(found["states"]))
     assert "can be written by others" in cli("logs", run, cell).out
     finish(run, "--force", "--profile", "testbed")
+
+
+def test_too_little_time_gets_more(few, finish, settled, too_short, undisturbed):
+    run = too_short
+    found = settled(run)
+    assert found["failed_by_cause"] == {"TIME": 9}
+    finish(run, "--profile", "testbed")
+    assert [item.resources["minutes"] for item in read_ledger(RunFolder(run))[0]] == [1, 15]
+    assert read_tables(run) == undisturbed(few)
 
 
 @contextlib.contextmanager

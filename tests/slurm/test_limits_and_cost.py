@@ -42,7 +42,7 @@ WORK = Work("m", "float32", "cpu", "magnitude", "csr", 2, 100_000_000, 20_480, 0
 ROW = {
     "model": "m", "dtype": "float32", "device": "cpu", "method": "magnitude", "variant": "csr",
     "load_s": 2.0, "dense_s": 8.0, "prune_s": 1.0, "encode_s": 1.0, "evaluate_s": 19.0,
-    "evaluation_windows": 40, "evaluation_window_tokens": 512,
+    "evaluation_tokens": 20_480,
 }  # fmt: skip
 
 
