@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.folder import refuse_links
 from jobs.inputs import Inputs, load_inputs
 from jobs.pack import by_walk
 from jobs.plan_file import read_plan
 from jobs.threads import set_after_imports, set_before_imports, usable_cores
-from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.errors import SparseHPCError, UserError
 from sparsehpc.core.layout import RunFolder, check_cell_id
 from sparsehpc.core.shards import shard_state, write_failure, write_shard
 from sparsehpc.core.spec import Calibration, Cell
@@ -65,7 +66,7 @@ class CellJob:
     cell_ids: tuple[str, ...]
 
     def __call__(self, progress: Progress | None = None) -> dict[str, int]:
-        """Compute; returns how many cells were done before, done now and failed.
+        """Compute; returns how many cells were done before and done now.
 
         Raises
         ------
@@ -104,13 +105,15 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
         os.environ[variable] = "1"
     for cell_id in cell_ids:
         check_cell_id(cell_id)
+    refuse_links(run)
     inputs = load_inputs(run)
     cells = [
         cell
         for cell in read_plan(run.plan, cell_ids)
         if shard_state(run.cell(cell.cell_id), cell.cell_id).state != "done"
     ]
-    counts = {"done before": len(cell_ids) - len(cells), "done now": 0, "failed": 0}
+    counts = {"done before": len(cell_ids) - len(cells), "done now": 0}
+    failures: list[str] = []
     if not cells:
         return counts
     threads = usable_cores(max(inputs.resource(cell.resource).cpus for cell in cells))
@@ -126,11 +129,10 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
             writer.fail(writer.open, error)
         writer.fail(writer.open, SparseHPCError("the pipeline ended without a result for this cell"))
         counts["done now"] += writer.done
-        counts["failed"] += len(writer.failed)
-        last = writer.failed[-1:]
-    if counts["failed"]:
+        failures += writer.failed
+    if failures:
         raise CellsFailed(
-            f"{counts['failed']} of {len(cell_ids)} cells failed, the last with: {last[0] if last else ''}\n"
+            f"{len(failures)} of {len(cell_ids)} cells failed, the last with: {failures[-1]}\n"
             f"  sparsehpc status {run.root} lists them; failure.json of each cell holds the whole message"
         )
     return counts
@@ -190,7 +192,7 @@ class _Writer:
         row = {**result.row, **_job_columns()}
         try:
             write_shard(self.run.cell(cell.cell_id), row, result.measurements)
-        except OSError as error:
+        except (OSError, UserError) as error:
             self.fail([cell.cell_id], error)
             return
         del self.open[cell.cell_id]
@@ -207,7 +209,7 @@ class _Writer:
             sys.stderr.write(f"cell {cell_id} ({cell.label()}) failed, cause {cause}\n{'' if number else trace}")
             try:
                 write_failure(self.run.cell(cell_id), cause, message, traceback=trace, **_job_columns())
-            except OSError as unwritten:
+            except (OSError, UserError) as unwritten:
                 sys.stderr.write(f"its failure record cannot be written: {unwritten}\n")
         sys.stderr.flush()
 

@@ -22,7 +22,7 @@ from sparsehpc.core.spec import Cell
 #: Everything that a run folder holds; a folder with other entries and no plan is someone else's.
 ENTRIES = frozenset(
     {"study.toml", "plan.parquet", "provenance.json", "inputs.json", "tokens", "cells"}
-    | {"submissions", "logs", "tables", "figures", "report"}
+    | {"submissions", "checkpoints", "logs", "tables", "figures", "report"}
 )
 _OTHER_FOLDER = "choose another folder with --out"
 _SHOWN = 8
@@ -40,7 +40,19 @@ def existing_run(folder: Path) -> RunFolder:
         raise UserError(f"there is no run folder {folder}", "sparsehpc run STUDY makes one, by default runs/NAME")
     if not run.plan.is_file():
         raise UserError(f"{folder} is no run folder: it has no plan.parquet", "sparsehpc run STUDY makes one")
+    refuse_links(run)
     return run
+
+
+def refuse_links(run: RunFolder) -> None:
+    """Refuse a run whose parts are links that leave it: it may come from someone else."""
+    root = run.root.resolve()
+    for name in sorted(ENTRIES):
+        path = run.root / name
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UserError(
+                f"{path} is a symbolic link that leaves the run folder", "move what it points to into the run folder"
+            )
 
 
 def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
@@ -55,6 +67,7 @@ def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
     """
     run = RunFolder(folder)
     _check_place(folder)
+    refuse_links(run)
     if run.plan.exists():
         _same_study(run, study, cells)
     if not run.study.exists() or run.study.read_text(encoding="utf-8") != study.text or not run.plan.exists():

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparsehpc.core import schema
-from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.errors import SparseHPCError, UserError
 from sparsehpc.core.files import sha256_file, write_atomically, write_text
 from sparsehpc.core.layout import CellFolder
 from sparsehpc.core.schema import Measurement
@@ -74,6 +74,7 @@ def write_shard(folder: CellFolder, row: Mapping[str, Any], rows: Sequence[Measu
 
 def write_table(folder: CellFolder, row: Mapping[str, Any], table: pa.Table) -> None:
     """Write a cell's figures, already a table in `schema.MEASUREMENTS`, and then its row."""
+    _stay_inside(folder)
     for path in (folder.measurements, folder.row):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)  # whatever made it, it stands where the shard belongs and no file can replace it
@@ -94,7 +95,15 @@ def write_table(folder: CellFolder, row: Mapping[str, Any], table: pa.Table) -> 
 
 def write_failure(folder: CellFolder, cause: str, message: str, **details: Any) -> None:
     """Record why a cell failed, beside where its shard will be."""
+    _stay_inside(folder)
     write_text(folder.failure, json.dumps({"cause": cause, "message": message, **details}, indent=1))
+
+
+def _stay_inside(folder: CellFolder) -> None:
+    """Refuse to write through a link: a run folder from someone else must not lead out of itself."""
+    for path in (folder.root, folder.root.parent):
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link; nothing is written through it", "remove the link")
 
 
 def read_row(folder: CellFolder, cell_id: str) -> dict[str, Any]:

@@ -27,14 +27,14 @@ def ids_of(run: Path) -> list[str]:
 def test_done_cells_are_skipped_without_loading_a_model(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.cell._compute", lambda *_: pytest.fail("computed something"))
     job = CellJob(str(finished_run), tuple(ids_of(finished_run)))
-    assert job() == {"done before": 3, "done now": 0, "failed": 0}
+    assert job() == {"done before": 3, "done now": 0}
 
 
 def test_a_job_computes_only_its_open_cells(run_copy: Path) -> None:
     folder, ids = RunFolder(run_copy), ids_of(run_copy)
     for cell_id in ids[1:]:
         folder.cell(cell_id).row.unlink()
-    assert CellJob(str(run_copy), (ids[0], ids[2]))(lambda *_: None) == {"done before": 1, "done now": 1, "failed": 0}
+    assert CellJob(str(run_copy), (ids[0], ids[2]))(lambda *_: None) == {"done before": 1, "done now": 1}
     assert shard_state(folder.cell(ids[2]), ids[2]).state == "done"
     assert shard_state(folder.cell(ids[1]), ids[1]).state == "missing"
 
@@ -64,6 +64,21 @@ def test_columns_that_only_the_job_knows(run_copy: Path, monkeypatch: pytest.Mon
     for secret in (str(Path.home()), os.uname().nodename, str(run_copy)):
         assert f'"{secret}' not in row["provenance"]
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("part", ["cells", "tokens", "inputs.json", "fan", "cell"])
+def test_a_run_from_someone_else_cannot_lead_out_of_itself(run_copy: Path, tmp_path: Path, part: str) -> None:
+    """Links in a run folder that point elsewhere: nothing is written behind them."""
+    folder, ids = RunFolder(run_copy), ids_of(run_copy)
+    folder.cell(ids[0]).row.unlink()
+    place = {"fan": folder.cell(ids[0]).root.parent, "cell": folder.cell(ids[0]).root}.get(part, run_copy / part)
+    outside = tmp_path / "outside"
+    place.rename(outside)
+    place.symlink_to(outside)
+    before = sorted(str(path) for path in outside.rglob("*"))
+    with pytest.raises((UserError, CellsFailed), match="symbolic link"):
+        CellJob(str(run_copy), tuple(ids))(lambda *_: None)
+    assert sorted(str(path) for path in outside.rglob("*")) == before
 
 
 @pytest.mark.parametrize("cell_id", ["../../etc", "0" * 19, "0" * 21, "G" * 20, "/" * 20, ""])
