@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from sparsehpc.formats.kernels.ops import Arrays
+
 #: Dense weights decoded at once by the torch path: 1 MiB in float32.
 _TILE_WEIGHTS = 1 << 18
 
@@ -44,6 +46,15 @@ class Packed(Stored):
             return None
         operator: Callable[..., torch.Tensor] = getattr(torch.ops.sparsehpc, name).default
         return operator, arrays
+
+    def compiled_arrays(self) -> Arrays | None:
+        """The matrix as the compiled kernels take it, past torch's dispatcher; None where torch serves."""
+        if self._compiled is None:
+            return None
+        from sparsehpc.formats.kernels import ops
+
+        name, arrays = self._operator
+        return ops.ARRAYS[name](arrays[0], *arrays)
 
     @abstractmethod
     def decode_rows(self, first: int, last: int) -> torch.Tensor:

@@ -1,0 +1,197 @@
+"""Decode one sequence with as little between the products as possible: the Llama family, batch 1, greedy.
+
+Transformers spends more time per token around the matrix products of a small model than in them. Here keys and values
+lie in one preallocated array per layer, the compiled products are called without a dispatcher, and nothing else is
+done than what the architecture asks for. Logits equal the assembled model's but for the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from transformers.activations import ACT2FN
+
+from sparsehpc.core.errors import UserError
+from sparsehpc.formats import kernels
+
+if TYPE_CHECKING:
+    from sparsehpc.formats.base import Stored
+    from sparsehpc.models.assemble import Assembled
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+#: Families whose decoder layer is the one written out here.
+FAMILIES = ("llama", "mistral", "qwen2")
+
+
+class _Layer(NamedTuple):
+    """Products and norms of one decoder layer; keys and values are key_value_heads x positions x head_dim."""
+
+    query_key_value: Product
+    output: Product
+    gate_up: Product
+    down: Product
+    input_norm: torch.Tensor
+    post_norm: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def unsupported(model: Any) -> str | None:
+    """Why a model cannot be decoded here, or None where it can."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return f"the lean decoder serves {', '.join(FAMILIES)}, not {config.model_type}"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "the lean decoder has no sliding window"
+    return None
+
+
+class Decoder:
+    """A sequence that grows token by token.
+
+    Parameters
+    ----------
+    model
+        A model of `sparsehpc.models.assemble.assemble` on the CPU.
+    max_tokens
+        Longest sequence, prompt included.
+
+    Raises
+    ------
+    UserError
+        The family is not served, or the model reads fewer tokens.
+    """
+
+    def __init__(self, model: Any, max_tokens: int) -> None:
+        if (reason := unsupported(model)) is not None:
+            raise UserError(reason, "model.generate serves every family")
+        assembled: Assembled = model.sparsehpc
+        if max_tokens > assembled.structure.max_positions:
+            raise UserError(
+                f"{max_tokens} tokens are more than the {assembled.structure.max_positions} the model reads"
+            )
+        config = model.config
+        self.max_tokens, self.position = max_tokens, 0
+        self.heads, self.key_value_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.wide: int = config.intermediate_size
+        self._eps: float = config.rms_norm_eps
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
+        body = model.model
+        self._embedding: torch.Tensor = body.embed_tokens.weight.data
+        self._norm: torch.Tensor = body.norm.weight.data
+        head, _ = assembled.linear("lm_head.weight")
+        self._head = _product(head, None)
+        with torch.inference_mode():
+            positions = torch.arange(max_tokens)[None]
+            cosines, sines = body.rotary_emb(self._embedding[:1, None], positions)
+        half = self.head_dim // 2
+        self._cosines: torch.Tensor = cosines[0].to(self._embedding.dtype)
+        # rotate_half(x) * sin is roll(x) * sin with the first half negated.
+        self._sines: torch.Tensor = torch.cat([-sines[0][:, :half], sines[0][:, half:]], dim=1).to(self._cosines.dtype)
+        self._layers = [self._layer(assembled, body.layers[n], n) for n in range(assembled.structure.layers)]
+
+    def _layer(self, assembled: Assembled, module: Any, number: int) -> _Layer:
+        here = f"model.layers.{number}"
+        room = (self.key_value_heads, self.max_tokens, self.head_dim)
+        return _Layer(
+            _joined(assembled, [f"{here}.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]),
+            _joined(assembled, [f"{here}.self_attn.o_proj.weight"]),
+            _joined(assembled, [f"{here}.mlp.{name}_proj.weight" for name in ("gate", "up")]),
+            _joined(assembled, [f"{here}.mlp.down_proj.weight"]),
+            module.input_layernorm.weight.data,
+            module.post_attention_layernorm.weight.data,
+            self._embedding.new_zeros(room),
+            self._embedding.new_zeros(room),
+        )
+
+    @torch.inference_mode()
+    def feed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Read more tokens; returns the logits after the last of them (vocabulary).
+
+        A sequence begins with its whole prompt; after that tokens come one by one.
+        """
+        count, start = len(ids), self.position
+        if not count or (start and count > 1):
+            raise ValueError("a prompt begins the sequence; after it one token at a time")
+        if start + count > self.max_tokens:
+            raise ValueError(f"the sequence has room for {self.max_tokens} tokens")
+        end = start + count
+        x = self._embedding[torch.tensor(ids)]
+        cosines, sines = self._cosines[start:end, None], self._sines[start:end, None]
+        rotated = self.heads + self.key_value_heads
+        width, half = (x.shape[1],), self.head_dim // 2
+        for layer in self._layers:
+            mixed = layer.query_key_value(rms_norm(x, width, layer.input_norm, self._eps))
+            mixed = mixed.view(count, rotated + self.key_value_heads, self.head_dim)
+            turned = mixed[:, :rotated]
+            turned = torch.addcmul(turned * cosines, turned.roll(half, 2), sines)
+            layer.keys[:, start:end] = turned[:, self.heads :].transpose(0, 1)
+            layer.values[:, start:end] = mixed[:, rotated:].transpose(0, 1)
+            seen = scaled_dot_product_attention(
+                turned[:, : self.heads].transpose(0, 1)[None],
+                layer.keys[None, :, :end],
+                layer.values[None, :, :end],
+                is_causal=count > 1,
+                enable_gqa=self.heads != self.key_value_heads,
+            )
+            x = x + layer.output(seen[0].transpose(0, 1).reshape(count, -1))
+            wide = layer.gate_up(rms_norm(x, width, layer.post_norm, self._eps))
+            x = x + layer.down(self._activation(wide[:, : self.wide]) * wide[:, self.wide :])
+        self.position = end
+        return self._head(rms_norm(x[-1:], width, self._norm, self._eps))[0]
+
+    def reset(self) -> None:
+        """Begin another sequence in the same room."""
+        self.position = 0
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+        """Continue a prompt greedily (ties: lowest id); returns the new tokens."""
+        self.reset()
+        made = [int(self.feed(prompt).argmax())]
+        while len(made) < new_tokens:
+            made.append(int(self.feed(made[-1:]).argmax()))
+        return made
+
+
+def _joined(assembled: Assembled, names: Sequence[str]) -> Product:
+    """One product of several linears that read the same input."""
+    shared = assembled.product(names[0])
+    if shared is not None and shared.names == tuple(names):
+        return _product(shared.stored, shared.bias)
+    parts = [_product(*assembled.linear(name)) for name in names]
+    if len(parts) == 1:
+        return parts[0]
+    return lambda x: torch.cat([part(x) for part in parts], dim=-1)
+
+
+def _product(stored: Stored, bias: torch.Tensor | None) -> Product:
+    """Product of a stored matrix without the dispatcher where a compiled kernel serves it."""
+    compiled = _compiled(stored)
+    if compiled is None:
+        return lambda x: stored.linear(x, bias)
+    if bias is None:
+        return compiled
+    return lambda x: compiled(x).add_(bias)
+
+
+def _compiled(stored: Stored) -> Product | None:
+    if kernels.isa() is None:
+        return None
+    from sparsehpc.formats.kernels import ops
+    from sparsehpc.formats.packed import Packed
+
+    if isinstance(stored, Packed):
+        served = stored.compiled_arrays()
+        return None if served is None else lambda x: ops.multiply(x, served)
+    arrays = stored.components()
+    if set(arrays) != {"values"} or stored.dtype not in ops.X_TYPES or not 0 < stored.shape[1] <= ops.MAX_COLUMNS:
+        return None
+    weight = arrays["values"]
+    dense = ops.dense(weight, weight)
+    # Many tokens at once are the library's strength, one token is the kernel's.
+    return lambda x: ops.multiply(x, dense) if x.shape[0] <= ops.SMALL_TOKENS else linear(x, weight)
