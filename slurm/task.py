@@ -71,6 +71,7 @@ def run(folder: Path) -> None:
     # Logs of restarts follow each other in one file; the last mark is where this attempt begins.
     sys.stderr.write(f"{MARK} {environment.job_id} on {environment.hostname}, restart {restarts}\n")
     _note_changed_code(folder)
+    _note_cores()
     environment._handle_signals(paths, call)
     try:
         outcome = ("success", call.result())
@@ -91,6 +92,16 @@ def _note_changed_code(folder: Path) -> None:
     if submitted and submitted != code_digest():
         sys.stderr.write("warning: the project's code was changed after this job was submitted\n")
         write_text(folder / CHANGED, json.dumps({"submitted": submitted, "started": code_digest()}) + "\n")
+
+
+def _note_cores() -> None:
+    """Say where the job may use fewer cores than it asked for: it would run, slower than paid for."""
+    asked, usable = os.environ.get("SLURM_CPUS_PER_TASK", ""), len(os.sched_getaffinity(0))
+    if asked.isdigit() and usable < int(asked):
+        sys.stderr.write(
+            f"warning: {asked} cores were asked for and {usable} may be used; set srun_args in the profile "
+            "(sparsehpc doctor --profile checks it)\n"
+        )
 
 
 def main() -> None:

@@ -61,6 +61,10 @@ def submit(
         )
         for problem in proposal.problems:
             typer.echo(f"note: {problem}", err=True)
+        if proposal.run.root.is_relative_to(Path.home()):
+            typer.echo(
+                "note: the run folder lies in your home; on clusters it belongs on a project disk (--out)", err=True
+            )
         if proposal.arrays:
             table(TOTALS, class_totals(proposal.arrays))
             echo("hours are estimated; 'at most' is what the wall times allow")
