@@ -86,6 +86,10 @@ def parse_study(text: str, path: Path) -> Study:
         data = tomllib.loads(text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:
         raise UserErrors(f"study file {path}", [f"not valid TOML: {error}"]) from error
+    except (ValueError, ArithmeticError) as error:  # TOML sets no bound to a number, Python does
+        raise UserErrors(f"study file {path}", ["a number has too many digits or too large an exponent"]) from error
+    except RecursionError as error:
+        raise UserErrors(f"study file {path}", ["lists or tables are nested too deeply"]) from error
     reader = _Reader()
     study = reader.study(data, text, path)
     if reader.problems or study is None:
