@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from aggregate.compare import SAME
+from aggregate.diff import diff_runs
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, load, missing, records
@@ -31,16 +33,24 @@ MOST_ROWS = 300
 MOST_FIGURES_BYTES = 2_000_000
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, against: RunFolder | None = None) -> Path:
     """Write ``report/index.html`` and ``report/summary.md`` from the tables; returns the page.
 
     Tables that are not there are made first. The page needs no network and names no person and no place.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    against
+        Another run that this one is compared with, in a section of its own.
     """
     if not (run.tables / "global.parquet").is_file():
         from aggregate.api import aggregate_run
 
         aggregate_run(run, figures=False)
     content = _content(run)
+    content["comparison"] = None if against is None else _comparison(against, run)
     content["views"] = markupsafe.Markup(content["views"])  # noqa: S704 - escaped by `views`
     content["plotly"] = markupsafe.Markup(_plotly())  # noqa: S704 - a script of the package
     environment = jinja2.Environment(
@@ -55,6 +65,33 @@ def write_report(run: RunFolder) -> Path:
     write_text(page, environment.get_template("page.html.jinja").render(content))
     write_text(run.report / "summary.md", environment.get_template("summary.md.jinja").render(content))
     return page
+
+
+def _comparison(first: RunFolder, second: RunFolder) -> dict[str, Any]:
+    """What the section about another run says."""
+    found = diff_runs(first, second)
+    differing = [line for line in found.lines if line.difference.verdict != SAME]
+    return {
+        "verdicts": {name: count for name, count in found.verdicts.items() if count},
+        "changed": found.changed,
+        "only": (len(found.only_first), len(found.only_second)),
+        "lines": [
+            (
+                line.what,
+                line.metric,
+                _plain(line.first),
+                _plain(line.second),
+                line.difference.verdict,
+                line.difference.why,
+            )
+            for line in differing[:MOST_ROWS]
+        ],
+        "left": max(0, len(differing) - MOST_ROWS),
+    }
+
+
+def _plain(value: float) -> str:
+    return "" if missing(value) else number(value, 6)
 
 
 def _plotly() -> str:

@@ -76,7 +76,7 @@ def views(
         "looks": looks,
         "components": {name: title for name, (title, _) in COMPONENTS.items()},
         "groups": list(schema.GROUPS),
-        "cells": _cells(models, whole, pareto),
+        "cells": _columns(_cells(models, whole, pareto)),
         "tipping": [_tip(row) for row in records(tipping[tipping["sparsity_estimate"].notna()])],
         "heat": _heat(models),
         "twins": [_twins(data, whole, groups) for data in models],
@@ -117,13 +117,25 @@ def _cells(models: list[ModelData], whole: pd.DataFrame, pareto: pd.DataFrame) -
                     "cell": row["cell_id"],
                     "front": row["cell_id"] in front,
                     "old": short(old.get(row["cell_id"])),
-                    "parts": {
-                        name.removeprefix(_PART): row[name] for name in parts if not missing(row[name]) and row[name]
-                    },
+                    **{name: short(row[name]) for name in parts if not missing(row[name]) and row[name]},
                     **{name: short(row[name]) for name in _FIGURES if name in row and not missing(row[name])},
                 }
             )
     return cells
+
+
+def _columns(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Cells column by column, text as codes: a fraction of the bytes that a name per value would take."""
+    names = dict.fromkeys(name for cell in cells for name in cell)
+    columns: dict[str, Any] = {}
+    for name in names:
+        values = [cell.get(name) for cell in cells]
+        if all(isinstance(value, str) for value in values) and name != "cell":
+            known = {value: code for code, value in enumerate(dict.fromkeys(values))}
+            columns[name] = {"names": list(known), "codes": [known[value] for value in values]}
+        else:
+            columns[name] = values
+    return {"rows": len(cells), "columns": columns}
 
 
 def _extra(row: Record) -> str:

@@ -251,3 +251,15 @@ def test_how_figures_are_written(call, expected):
 
 def test_public_provenance_is_flat():
     assert public({"a": {"b": 1, "username": "x"}, "list": [1, 2], "empty": ""}) == {"a.b": "1", "list": "1, 2"}
+
+
+def test_page_compares_with_another_run(make_run, no_figures, synthetic):
+    run, other = make_run(sparsities=("0.3",), windows=3), make_run(sparsities=("0.3",), windows=3, name="other")
+    cell = read_plan_ids(other)[-1]
+    other.cell(cell).row.unlink()
+    for each in (run, other):
+        aggregate_run(each, figures=False)
+    page = Page(write_report(run, other).read_text(encoding="utf-8"))
+    assert "Against another run" in page.text
+    assert "it is missing in the first run" in page.text
+    assert "Against another run" not in write_report(run).read_text(encoding="utf-8")

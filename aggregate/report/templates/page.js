@@ -3,6 +3,19 @@
 // tables and static figures.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
+  // Cells come column by column; text as codes into its names.
+  data.cells = ((table) => {
+    const cells = Array.from({ length: table.rows }, () => ({ parts: {} }));
+    for (const [name, column] of Object.entries(table.columns)) {
+      const value = Array.isArray(column) ? (n) => column[n] : (n) => column.names[column.codes[n]];
+      const part = name.startsWith("bytes_total_") ? name.slice("bytes_total_".length) : "";
+      cells.forEach((cell, n) => {
+        const found = value(n);
+        if (part) { if (found !== null) cell.parts[part] = found; } else if (found !== null || name === "seed") cell[name] = found;
+      });
+    }
+    return cells;
+  })(data.cells);
   const byId = (id) => document.getElementById(id);
   // Plotly reads some markup in labels: a name stays a name.
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -79,6 +92,9 @@
   };
 
   // --- views ------------------------------------------------------------------------------------------------------
+  // A plot of more than this can be neither read nor drawn in time; the filters above choose.
+  const MOST_LINES = 40, MOST_POINTS = 1500;
+  const some = (shown, all, what) => (shown < all ? ` (first ${shown} of ${all.toLocaleString("en-US")} ${what}: choose above)` : "");
   const series = (cells) => {
     const found = new Map();
     for (const cell of cells.filter((one) => one.method !== "none")) {
@@ -94,7 +110,8 @@
   const curve = (id, metric, title, label, scale, log) => {
     const cells = chosen();
     const methods = [...new Set(cells.filter((cell) => cell.method !== "none").map(methodName))];
-    const traces = series(cells).map((line) => {
+    const lines = series(cells);
+    const traces = lines.slice(0, MOST_LINES).map((line) => {
       const cell = line[line.length - 1], known = line.filter((one) => one[metric] !== undefined);
       const side = (sign, bound) => known.map((one) => (one[bound] === undefined ? 0 : sign * scale * (one[bound] - one[metric])));
       return {
@@ -117,7 +134,7 @@
     const once = [...new Map(tips.map((tip) => [`${tip.model}|${tip.method}|${tip.pattern}`, tip])).values()].slice(0, 12);
     const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: DASHES[methods.findIndex((name) => name.startsWith(tip.method)) % DASHES.length] || "solid" } }));
     const annotations = once.map((tip, n) => ({ x: 100 * tip.s, xanchor: "left", y: 0.98 - 0.07 * (n % 4), yref: "paper", showarrow: false, font: { size: 11 }, text: plain(`${tip.method}: ${figure(100 * tip.s, 3)} %`) }));
-    plot(id, traces, layout(title, "sparsity asked (%)", label, cells, { shapes, annotations, yaxis: axis }),
+    plot(id, traces, layout(title + some(traces.length, lines.length, "lines"), "sparsity asked (%)", label, cells, { shapes, annotations, yaxis: axis }),
       `${title}: ${traces.length} lines. ${once.map((tip) => `${tip.method} leaves the tolerance at ${figure(100 * tip.s, 3)} %`).join("; ")}`);
   };
 
@@ -129,7 +146,7 @@
   };
   const size = () => {
     const s = shownSparsity();
-    const cells = chosen().filter((cell) => cell.method === "none" || cell.s === s).slice(0, 40);
+    const all = chosen().filter((cell) => cell.method === "none" || cell.s === s), cells = all.slice(0, MOST_LINES);
     const several = new Set(cells.filter((cell) => cell.method !== "none").map((cell) => [cell.method, cell.pattern, cell.extra, cell.seed].join("|"))).size > 1;
     const names = cells.map((cell) => plain(modelName(cell) + (cell.method === "none" || !several ? cell.variant : `${cell.variant}, ${methodName(cell)}${cell.seed === null ? "" : ` ${cell.seed}`}`)));
     const parts = Object.keys(data.components).concat([...new Set(cells.flatMap((cell) => Object.keys(cell.parts)))].filter((part) => !(part in data.components)));
@@ -148,14 +165,15 @@
       lines.push({ type: "line", x0: value, x1: value, y0: 0, y1: 1, yref: "paper", line: { width: 1.5, dash, color: "#888888" } });
       annotations.push({ x: value, y: 1 + 0.05 * n, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
     });
-    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 220 + 30 * cells.length, margin: { l: 70, r: 20, t: 95, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
+    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(cells.length, all.length, "cells")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 220 + 30 * cells.length, margin: { l: 70, r: 20, t: 95, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
       `Size of ${cells.length} cells: ${cells.map((cell, n) => `${names[n]} ${figure(cell.bytes_total / MIB)} MiB`).slice(0, 12).join("; ")}`);
     const even = [...new Map(cells.filter((cell) => cell.break_even_sparsity !== undefined).map((cell) => [cell.variant, cell])).values()];
     byId("break-even").textContent = even.length ? `Smaller than dense in the same dtype from: ${even.map((cell) => `${cell.variant} ${percent(cell.break_even_sparsity)}`).join(", ")} (sparsity of each weight matrix).` : "";
   };
 
   const pareto = () => {
-    const cells = chosen().filter((cell) => cell.bytes_total !== undefined && cell.perplexity !== undefined);
+    const all = chosen().filter((cell) => cell.bytes_total !== undefined && cell.perplexity !== undefined);
+    const cells = [...all].sort((a, b) => b.front - a.front).slice(0, MOST_POINTS);
     const variants = [...new Set(cells.map((cell) => cell.variant))];
     const traces = variants.map((variant) => {
       const own = cells.filter((cell) => cell.variant === variant);
@@ -170,12 +188,12 @@
       const front = data.cells.filter((cell) => cell.m === +state.model && cell.front).sort((a, b) => a.bytes_total - b.bytes_total);
       if (front.length) traces.push({ type: "scatter", mode: "lines", name: "front", x: front.map((cell) => cell.bytes_total / MIB), y: front.map((cell) => cell.perplexity), line: { shape: "hv", color: "#888888", width: 1 }, hoverinfo: "skip" });
     }
-    plot("view-pareto", traces, layout("Perplexity against size", "MiB", "perplexity (lower left is better)", cells, { yaxis: LOG }),
+    plot("view-pareto", traces, layout("Perplexity against size" + some(cells.length, all.length, "cells"), "MiB", "perplexity (lower left is better)", cells, { yaxis: LOG }),
       `Perplexity against size of ${cells.length} cells; ${cells.filter((cell) => cell.front).length} are on the front.`);
   };
 
   const promise = () => {
-    const cells = chosen().filter((cell) => cell.flops_theoretical && cell.flops_executed && cell.method !== "none");
+    const cells = chosen().filter((cell) => cell.flops_theoretical && cell.flops_executed && cell.method !== "none").slice(0, MOST_POINTS);
     const measured = cells.some((cell) => cell.speedup !== undefined);
     const variants = [...new Set(cells.map((cell) => cell.variant))];
     const traces = variants.map((variant) => {
@@ -340,14 +358,19 @@
     if (s !== undefined) byId("s").value = String(s);
     byId("theme").value = state.theme;
   };
-  const draw = () => {
-    document.documentElement.dataset.theme = state.theme || "";
-    controls();
-    table();
-    curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true);
-    curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false);
-    size(); pareto(); promise(); heat();
-    if (byId("twins").open) twins();
+  const STEPS = [
+    () => { document.documentElement.dataset.theme = state.theme || ""; controls(); },
+    () => curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true),
+    () => curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false),
+    size, table, pareto, promise, heat,
+    () => { if (byId("twins").open) twins(); },
+  ];
+  const draw = () => STEPS.forEach((step) => step());
+  // The first time one after the other, so that a reader can read and scroll in between.
+  const drawFirst = (n = 0) => {
+    if (n === STEPS.length) { document.documentElement.dataset.ready = "1"; return; }
+    STEPS[n]();
+    setTimeout(drawFirst, 0, n + 1);
   };
 
   for (const name of [...FILTERS, "s", "heat", "what", "layer", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
@@ -374,6 +397,5 @@
   document.documentElement.classList.add("scripted");
   for (const box of document.querySelectorAll("details.static")) box.open = false;
   read();
-  draw();
-  document.documentElement.dataset.ready = "1";
+  drawFirst();
 })();
