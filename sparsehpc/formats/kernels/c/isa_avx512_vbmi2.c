@@ -38,7 +38,7 @@ OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64
     int64_t bytes = ((code & 1) + count + 1) >> 1;
     if (dense && byte + bytes > total) bytes = total - byte;
     __m512i raw = _mm512_maskz_loadu_epi8((1ull << bytes) - 1, codes + byte);
-    __builtin_prefetch(codes + byte + 2048, 0, 3);
+    __builtin_prefetch(codes + byte + 2048, 0, 2);
     raw = _mm512_permutexvar_epi8(_mm512_load_si512(quads), raw);
     __m512i shifts = _mm512_set1_epi64(0x1c1814100c080400ll);
     if (!dense) shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8((char)(4 * (code & 1))));
@@ -81,8 +81,9 @@ INLINE void bf16_word(int layout, cursor *c, uint64_t word, int careful, __m512i
         memcpy(copy, p, (size_t)(c->p - p));
         p = (const char *)copy;
     } else {
-        __builtin_prefetch(p + 4096, 0, 3);
-        __builtin_prefetch(p + 4160, 0, 3);
+        const char *ahead = p + (layout == SH_DENSE ? 4096 : 8192);
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 64, 0, 2);
     }
     out[0] = _mm512_loadu_si512(p);
     if (layout == SH_DENSE) {

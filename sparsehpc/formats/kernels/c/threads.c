@@ -83,10 +83,10 @@ int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tok
     if (m->layout == SH_DENSE) return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_TILE;
     if (m->layout == SH_INDEX16) return tokens <= 2 ? SH_SMALL : SH_LANES;
     if (tokens <= SH_SMALL_TOKENS) return SH_SMALL;
-    /* One multiply-add per stored weight and vector of tokens costs about 1.25 of a dense one, or 3 of a pair. */
+    /* One multiply-add per stored weight and vector of tokens costs about 1.5 of a dense one, or 3 of a pair. */
     double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
     int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
-    return density > (pairs ? 0.25 : 0.75) ? SH_TILE : SH_LANES;
+    return density > (pairs ? 0.25 : 0.6) ? SH_TILE : SH_LANES;
 }
 
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
