@@ -110,7 +110,8 @@ How the zeros are spread over the layers (`allocation` in the grid); `default` i
 def method_page(method: type[Method]) -> str:
     """One pruning method."""
     statistics = {"input_norm": "the norm of every input feature", "hessian": "the Hessian X X^T of its inputs"}
-    needs = ", ".join(statistics[name] for name in method.statistics) or "nothing but the weights"
+    learns = "the dense model's run over the calibration text" if method.needs_calibration() else ""
+    needs = ", ".join(statistics[name] for name in method.statistics) or learns or "nothing but the weights"
     options = _table(
         ("option", "type", "default", "meaning"),
         (

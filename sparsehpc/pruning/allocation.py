@@ -6,8 +6,8 @@
 - ``global``: scores are ranked across the whole model, and every matrix loses the share that falls below the cut.
 
 ``owl`` and ``global`` look at Wanda's score with the input norms of the *dense* model, which a walk over the
-calibration text finds before anything is pruned. They set a share per matrix (`Method.budgets`); the method then
-rounds by its own rule.
+calibration text finds before anything is pruned. They give a share per matrix; the method then rounds by its own
+rule.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from sparsehpc.core.spec import Pruning
     from sparsehpc.models.structure import Parameter
-    from sparsehpc.pruning.base import Method
 
 #: A weight is an outlier if its score exceeds this many times the mean score of its decoder layer.
 OUTLIER_FACTOR: Final = 5.0
@@ -57,28 +56,25 @@ def unsupported(pruning: Pruning) -> str | None:
     return None
 
 
-def allocate(
-    method: Method,
+def budgets(
+    pruning: Pruning,
     parameters: Sequence[Parameter],
     read: Callable[[str], torch.Tensor],
     input_norms: Mapping[str, torch.Tensor],
-) -> None:
-    """Set the method's budgets by its combination's allocation; does nothing where that is the method's own rule.
+) -> dict[str, Fraction]:
+    """Share of every weight that goes, by name, under ``owl`` or ``global``.
 
     Parameters
     ----------
-    method
-        The combination's method.
+    pruning
+        The combination.
     parameters
         Prunable parameters in module order.
     read
         Reads one weight; it is not kept.
     input_norms
-        By weight name: ``input_norm`` of the dense model's calibration stream; only read by ``owl`` and ``global``.
+        By weight name: ``input_norm`` of the dense model's calibration stream.
     """
-    pruning = method.pruning
-    if pruning.allocation not in type(method).learned_allocations:
-        return
     for parameter in parameters:
         if parameter.name not in input_norms:
             raise CellError(f"allocation {pruning.allocation} has no input norms of {parameter.name}")
@@ -87,9 +83,8 @@ def allocate(
         return read(name).detach().float().abs() * input_norms[name].float()
 
     if pruning.allocation == "owl":
-        method.budgets = owl_budgets(parameters, outlier_ratios(parameters, scores), Fraction(pruning.fraction))
-    else:
-        method.budgets = global_budgets(parameters, scores, Fraction(pruning.fraction))
+        return owl_budgets(parameters, outlier_ratios(parameters, scores), Fraction(pruning.fraction))
+    return global_budgets(parameters, scores, Fraction(pruning.fraction))
 
 
 def outlier_ratios(parameters: Sequence[Parameter], scores: Callable[[str], torch.Tensor]) -> dict[int, float]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.registry import Registry
 from sparsehpc.core.spec import Scalar
+from sparsehpc.pruning import allocation, structured
 from sparsehpc.pruning.patterns import Pattern, parse_pattern
+from sparsehpc.pruning.types import DenseSurvey, Pruned, Site, Statistic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,67 +28,29 @@ if TYPE_CHECKING:
 
     from sparsehpc.core.spec import Pruning
     from sparsehpc.models.structure import Parameter
-    from sparsehpc.pruning.structured import Units
+
+__all__ = [
+    "METHODS",
+    "DenseSurvey",
+    "Method",
+    "Options",
+    "Pruned",
+    "Site",
+    "Statistic",
+    "build_options",
+    "canonical_options",
+    "make_method",
+]
 
 METHODS: Registry[type[Method]] = Registry("method", "sparsehpc.pruning.methods")
 
 #: Patterns of zeros. "keep N of M" fixes the sparsity at 1 - N/M.
 UNSTRUCTURED = "unstructured"
 
-Statistic = Literal["input_norm", "hessian", "input_mean", "input_variance"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Options of a method; a subclass lists them with their defaults."""
-
-
-@dataclasses.dataclass(slots=True)
-class Pruned:
-    """What a method returns for one weight.
-
-    Parameters
-    ----------
-    weight
-        The pruned weight, zeros in place, same shape and dtype as before.
-    notes
-        What a reader must know (damping steps, ...); goes into the cell row.
-    """
-
-    weight: torch.Tensor
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Site:
-    """The place a weight is pruned at.
-
-    Parameters
-    ----------
-    parameter
-        Which weight.
-    index
-        Its position among all prunable weights of the model, in module order.
-    """
-
-    parameter: Parameter
-    index: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DenseSurvey:
-    """What a walk of the dense model over calibration text found before anything is pruned.
-
-    Parameters
-    ----------
-    inputs
-        By weight name: statistics of its inputs.
-    influence
-        By decoder layer: 1 - mean cosine between what enters and what leaves it, over all tokens.
-    """
-
-    inputs: Mapping[str, Mapping[str, torch.Tensor]]
-    influence: Mapping[int, float]
 
 
 class Method(ABC):
@@ -107,6 +71,8 @@ class Method(ABC):
         What it costs, when to use it, and where it departs from its published code; for the documentation.
     statistics
         Statistics of the layer inputs it needs; empty for methods without data.
+    scope
+        What its counts are rounded down in: each ``row``, each ``matrix``, or the whole ``model``.
     patterns
         Patterns it can produce.
     allocations
@@ -125,6 +91,7 @@ class Method(ABC):
     advice: ClassVar[str] = ""
     differs: ClassVar[str] = ""
     statistics: ClassVar[tuple[Statistic, ...]] = ()
+    scope: ClassVar[Literal["row", "matrix", "model"]] = "matrix"
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
     allocations: ClassVar[tuple[str, ...]] = ("default",)
     learned_allocations: ClassVar[tuple[str, ...]] = ()
@@ -134,7 +101,7 @@ class Method(ABC):
     def __init__(self, pruning: Pruning, options: Options) -> None:
         self.pruning = pruning
         self.options = options
-        #: Share of every weight that goes, by name, where `allocation.allocate` spread the budget unevenly.
+        #: Share of every weight that goes, by name, where an allocation spread the budget unevenly.
         self.budgets: Mapping[str, Fraction] | None = None
         #: By weight name: what is added to the linear's bias (it may have had none); None takes its bias away.
         self.bias_changes: dict[str, torch.Tensor | None] = {}
@@ -172,10 +139,8 @@ class Method(ABC):
         survey
             What the walk over the calibration text found.
         """
-        from sparsehpc.pruning.allocation import allocate
-
         norms = {name: statistics["input_norm"] for name, statistics in survey.inputs.items()}
-        allocate(self, parameters, read, norms)
+        self.budgets = allocation.budgets(self.pruning, parameters, read, norms)
 
     def sparsity(self, site: Site) -> Decimal | Fraction:
         """Share of one weight that goes: the requested one, unless an allocation gave this weight its own."""
@@ -193,14 +158,10 @@ class Method(ABC):
     @classmethod
     def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
         """Why the combination cannot be on these prunable parameters, or None where it can. Asked at plan time."""
-        from sparsehpc.pruning import allocation
-
         if (reason := allocation.unsupported(pruning)) is not None:
             return reason
         pattern = parse_pattern(pruning.pattern)
         if pattern.kind == "structured":
-            from sparsehpc.pruning import structured
-
             return structured.unsupported(pruning, parameters)
         for parameter in parameters:
             rows, columns = parameter.shape
@@ -249,13 +210,13 @@ class Method(ABC):
         statistics: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> dict[str, Pruned]:
         """Remove units of a structured pattern; parameters as for `prune_section`."""
-        from sparsehpc.pruning.structured import prune_units
-
-        return prune_units(self, weights, sites, statistics)
+        return structured.prune_units(
+            self.pruning, weights, sites, lambda units: self.unit_scores(units, weights, statistics)
+        )
 
     def unit_scores(
         self,
-        units: Units,
+        units: structured.Units,
         weights: Mapping[str, torch.Tensor],
         statistics: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> torch.Tensor:

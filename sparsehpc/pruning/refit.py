@@ -14,8 +14,8 @@ from typing import Final
 import torch
 
 from sparsehpc.core.errors import CellError
-from sparsehpc.pruning.base import Pruned
 from sparsehpc.pruning.least_squares import fit_on_support, prepare
+from sparsehpc.pruning.types import Pruned
 
 #: Ridge as a share of the Hessian's mean diagonal, the value the calibrated methods damp with.
 RIDGE: Final = 0.01

@@ -14,7 +14,7 @@ import torch
 from sparsehpc.core.errors import CellError
 
 if TYPE_CHECKING:
-    from sparsehpc.pruning.base import Statistic
+    from sparsehpc.pruning.types import Statistic
 
 #: Type of every accumulated statistic.
 DTYPE: Final = torch.float64

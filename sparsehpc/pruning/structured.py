@@ -12,22 +12,22 @@ the layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsehpc.pruning.base import Pruned
 from sparsehpc.pruning.patterns import removed_count
+from sparsehpc.pruning.types import Pruned
 
 if TYPE_CHECKING:
     import torch
 
     from sparsehpc.core.spec import Pruning
     from sparsehpc.models.structure import Parameter
-    from sparsehpc.pruning.base import Method, Site
+    from sparsehpc.pruning.types import Site
 
 #: Group of parameters that a pattern cuts.
 GROUPS = {"heads": ("attention",), "neurons": ("mlp",), "layers": ("attention", "mlp")}
@@ -135,33 +135,33 @@ def _leaves_none(pruning: Pruning, count: int, owner: str) -> str | None:
 
 
 def prune_units(
-    method: Method,
+    pruning: Pruning,
     weights: Mapping[str, torch.Tensor],
     sites: Sequence[Site],
-    statistics: Mapping[str, Mapping[str, torch.Tensor]],
+    score: Callable[[Units], torch.Tensor],
 ) -> dict[str, Pruned]:
     """Remove the units of one decoder layer that score lowest, ties by index; other weights stay as they are.
 
     Parameters
     ----------
-    method
-        Scores units by its `Method.unit_scores`.
+    pruning
+        The combination.
     weights
         Dense weights of the layer by name.
     sites
         Where they are.
-    statistics
-        Of their inputs, by name.
+    score
+        Importance of every unit of a layer, (count,).
     """
     from sparsehpc.pruning.selection import check_weight, lowest
 
     for name, weight in weights.items():
         check_weight(weight, name)
-    found = units_by_layer([site.parameter for site in sites], method.pattern.name)
+    found = units_by_layer([site.parameter for site in sites], pruning.pattern)
     results = {name: Pruned(weight.detach().clone()) for name, weight in weights.items()}
     for units in found:
-        scores = method.unit_scores(units, weights, statistics)
-        gone = lowest(scores[None], removed_count(method.pruning.fraction, units.count))[0]
+        scores = score(units)
+        gone = lowest(scores[None], removed_count(pruning.fraction, units.count))[0]
         results |= remove_units(units, weights, gone.cpu().numpy())
     return results
 

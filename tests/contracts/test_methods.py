@@ -86,13 +86,14 @@ def same_bits(first, second):
 
 
 def expected_zeros(name, pattern, sparsity):
-    """Each method's own rounding, stated here a second time."""
+    """What the method's own rounding comes to for three matrices."""
     shape, s = parse_pattern(pattern), Decimal(sparsity)
     rows, columns = ROWS // shape.rows, COLUMNS // shape.columns
     unit = shape.rows * shape.columns
-    if name == "magnitude":
+    scope = METHODS.get(name).scope
+    if scope == "model":
         return removed_count(s, 3 * rows * columns) * unit
-    if name in ("magnitude-rowwise", "wanda", "ria"):
+    if scope == "row":
         return 3 * rows * removed_count(s, columns) * unit
     return 3 * removed_count(s, rows * columns) * unit
 

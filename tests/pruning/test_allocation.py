@@ -13,7 +13,7 @@ from sparsehpc.core.errors import CellError
 from sparsehpc.core.spec import Calibration, Pruning
 from sparsehpc.models.structure import Parameter
 from sparsehpc.pruning import allocation
-from sparsehpc.pruning.base import METHODS, Site, make_method
+from sparsehpc.pruning.base import METHODS, DenseSurvey, Site, make_method
 
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 
@@ -89,7 +89,8 @@ def test_wanda_under_owl_removes_its_rows_share_of_each_layers_budget():
     weights["layers.2.w"][:, :3] *= 40  # outliers
     norms = {p.name: torch.ones(50).double() for p in parameters}
     method = make_method(combination())
-    allocation.allocate(method, parameters, weights.__getitem__, norms)
+    survey = DenseSurvey({name: {"input_norm": norm} for name, norm in norms.items()}, {})
+    method.learn(parameters, weights.__getitem__, survey)
     assert method.budgets is not None
     zeros = {}
     for index, p in enumerate(parameters):
@@ -115,13 +116,12 @@ def test_every_method_follows_its_budget():
 
 def test_allocating_needs_norms_of_every_weight():
     with pytest.raises(CellError, match=r"input norms of layers\.0\.w"):
-        allocation.allocate(make_method(combination()), [parameter(0)], dict.__getitem__, {})
+        allocation.budgets(combination(), [parameter(0)], {}.__getitem__, {})
 
 
-def test_the_methods_own_rule_sets_no_budgets():
-    method = make_method(combination(kind="uniform"))
-    allocation.allocate(method, [parameter(0)], {}.__getitem__, {})
-    assert method.budgets is None
+def test_the_methods_own_rule_asks_for_no_look_at_the_dense_model():
+    assert make_method(combination(kind="uniform")).dense_statistics is None
+    assert make_method(combination()).dense_statistics == ("input_norm",)
 
 
 @pytest.mark.parametrize(

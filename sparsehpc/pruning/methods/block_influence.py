@@ -26,6 +26,7 @@ class BlockInfluence(Method):
     title = "Block influence (ShortGPT)"
     citation = "Men et al.: ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, 2024"
     formula = "score of a layer = 1 - mean over tokens of cos(h_in, h_out); the floor(s L) lowest of L layers go"
+    scope = "model"
     cost = "One walk of the dense model over the calibration text; the pruned model is faster on any hardware."
     advice = "Deep models at 10 to 25 %; small models fall apart early."
     differs = "Influence is measured once on the dense model, as in the paper; ties go by layer."

@@ -45,6 +45,7 @@ class Flap(Method):
         "An, Zhao, Yu, Tang, Wang: Fluctuation-based Adaptive Structured Pruning for Large Language Models, AAAI 2024"
     )
     formula = "score = z-score in its layer of sum_j Var(x_j) ||W_:j||_2^2 over the unit; b += sum_j W_:j mean(x_j)"
+    scope = "model"
     cost = "One walk of the dense model over the calibration text, and one look at the matrices that read the units."
     advice = "Structured pruning without retraining; the compensation matters most for neurons behind ReLU or GELU."
     differs = (

@@ -46,6 +46,7 @@ class Magnitude(Method):
         "Han, Pool, Tran, Dally: Learning both Weights and Connections for Efficient Neural Networks, NeurIPS 2015"
     )
     formula = "score = |w|; the floor(s n) smallest of all n target weights of the model go"
+    scope = "model"
     cost = "Two passes over the weights, about 3 ns a weight; no calibration, no extra copy of the model."
     advice = (
         "The baseline of every study. Harmless to some tens of percent on large models, poor on small ones; "

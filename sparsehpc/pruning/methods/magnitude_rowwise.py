@@ -20,6 +20,7 @@ class MagnitudeRowwise(Method):
     title = "Magnitude (per output row)"
     citation = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
     formula = "score = |w|; the floor(s n) smallest of the n weights of each output row go"
+    scope = "row"
     cost = "One selection per row of each matrix."
     advice = "To tell what Wanda gains by its comparison group from what it gains by its input norms."
     differs = "Nothing: an ablation of the Wanda paper."

@@ -44,6 +44,7 @@ class Ria(Method):
         "Zhang, Bai, Lin, Zhao, Hou, Cannistraci: Plug-and-Play: An Efficient Post-training Pruning Method, ICLR 2024"
     )
     formula = "score = (|w_ij| / sum_i |w_ij| + |w_ij| / sum_j |w_ij|) ||x_j||_2^a; lowest of each output row go"
+    scope = "row"
     cost = "As Wanda."
     advice = "Where Wanda removes whole input or output channels that hold little weight."
     differs = (

@@ -28,6 +28,7 @@ class Wanda(Method):
     title = "Wanda"
     citation = "Sun, Liu, Bair, Kolter: A Simple and Effective Pruning Approach for Large Language Models, ICLR 2024"
     formula = "score = |w_ij| ||x_j||_2; the floor(s n) lowest of the n weights of each output row go"
+    scope = "row"
     cost = (
         "Two forward passes of the calibration text through each layer, and one selection per row; no "
         "inverse, no update."
