@@ -31,8 +31,8 @@ def run(options: Mapping[str, str]) -> list[Row]:
     (float32), ``compiled`` (yes; no leaves torch.compile out), ``threads``, ``repeats`` (7), ``clock``.
 
     "own dense" is the same model in the same loop with our own dense kernels: only that ratio is a gain from sparsity.
-    "transformers" is the unmodified model, "transformers compiled" adds torch.compile and a static cache. Every side reads
-    a prompt of 16 tokens first, which is part of its time.
+    "transformers" is the unmodified model, "transformers compiled" adds torch.compile and a static cache. Every side
+    reads a prompt of 16 tokens first, which is part of its time.
     """
     known = {"model", "tokens", "sparsities", "format", "dtype", "compiled"}
     repeats, conditions = settle({"repeats": "7", **options}, known, "decode")
