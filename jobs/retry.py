@@ -157,7 +157,8 @@ def retry_arrays(
 
 
 def _ill_node(cause: str, fate: Fate) -> str:
-    """Node to leave out, where the node was the cause and is known."""
+    """Node to leave out, where the scheduler says that it failed: a full shared disk is no node's fault."""
     state = fate.place.state if fate.place is not None else None
-    nodes = state.nodes if state is not None and cause == "NODE" else ""
+    failed = state is not None and state.state in ("NODE_FAIL", "BOOT_FAIL")
+    nodes = state.nodes if state is not None and failed and cause == "NODE" else ""
     return nodes if nodes and "[" not in nodes and "," not in nodes else ""

@@ -110,6 +110,7 @@ class Status:
             "failed_by_cause": dict(self.causes),
             "classes": [dict(zip(self.headings, row, strict=True)) for row in self.class_rows()[:-1]],
             "usage": [dataclasses.asdict(entry) for entry in self.usage()],
+            "jobs_active": len(self.tracker.unfinished_jobs()),
             "problems": list(self.problems),
         }
         if with_cells:

@@ -81,6 +81,9 @@ def classify(state: TaskState | None, log: str, memory_bytes: int) -> Verdict:
         return Verdict("LOST", "killed by signal 9; neither the scheduler nor stderr says why")
     if state is None:
         return Verdict("LOST", "the scheduler does not know it and no product is there")
+    if not log.strip() and word != "COMPLETED":
+        # Whatever starts says something first; only a log that cannot be written is empty.
+        return Verdict("NODE", f"exit status {state.exit_code} and an empty log: can the disk be written?")
     if word == "COMPLETED":
         return Verdict("LOST", "it ended well but its product is not there")
     return Verdict("CODE", f"exit status {state.exit_code}" + (f", signal {state.signal}" if state.signal else ""))

@@ -142,7 +142,8 @@ def settled(status: Callable[[Path], dict], wait_for: Callable[..., None]) -> Ca
 
         def ready() -> bool:
             last.update(status(run))
-            return not (last["cells"]["running"] or last["cells"]["queued"] or last["cells"]["unclear"])
+            # A job whose cells are done may still be on its way out.
+            return not (last["cells"]["running"] or last["cells"]["queued"] or last["jobs_active"])
 
         wait_for(ready, f"end of all jobs of {run}", timeout_s)
         time.sleep(2.5)  # the database learns of steps a moment later, and the answer is cached for two seconds

@@ -212,7 +212,8 @@ def test_code_changed_after_submission_is_said(bed, few, cli, settled, profile, 
     root = Path(__file__).parents[2]
     for package in ("sparsehpc", "jobs", "slurm", "aggregate"):
         shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "jobs" / "pack.py").open("a").write("\n# another line\n")
+    changed = copy / "jobs" / "pack.py"
+    changed.write_text(changed.read_text() + "\n# another line\n")
     submit(cli, few, run, profile=profile(f"environment = {{ PYTHONPATH = '{copy}' }}"), pack="9")
     found = settled(run)
     assert found["cells"]["done"] == 9

@@ -35,6 +35,7 @@ def state(word, **fields):
         ),
         (state("FAILED", exit_code=15), "srun: error: c1: task 0: Terminated", "LOST"),
         (state("FAILED", exit_code=143), "", "LOST"),
+        (state("FAILED", exit_code=1), "", "NODE"),
         (state("COMPLETED"), "", "LOST"),
         (state("CANCELLED"), "*** JOB 7 ON c1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "TIME"),
         (None, "", "LOST"),
