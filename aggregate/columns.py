@@ -1,0 +1,128 @@
+"""What the summary tables and their columns mean: the text of ``docs/tables.md``.
+
+``python -m aggregate.columns > docs/tables.md`` writes it again; a test compares it with the tables of a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from aggregate.tables import AXES, GLOBAL_COLUMNS, KEYS, STRUCTURE_COLUMNS, TABLES_VERSION
+from sparsehpc.core import schema
+
+TABLE_MEANINGS = {
+    "global": "one row per cell and convention: every figure of the whole model",
+    "groups": "one row per cell, convention and group of parameters",
+    "layers": "one row per cell, convention and decoder layer",
+    "tensors": "one row per cell, convention and stored tensor",
+    "windows": "one row per cell and evaluation window, with the sums behind each ratio",
+    "bins": "one row per cell and bin of a distribution, where a metric has one",
+    "coverage": "one row per planned cell: whether it is done, failed, damaged or missing, and why",
+    "costs": "one row per done cell: times, memory, machine, digests of what it read",
+    "tipping": "how far each method can go: tolerance crossings and breaks",
+    "seeds": "spread over calibration seeds, where a study has several",
+    "pareto": "which cells no other cell beats in a cost and a loss",
+}
+
+#: Columns that are not described by a schema.
+COLUMN_MEANINGS = {
+    "convention": "`unique`: each stored tensor once, every byte that is stored; `study`: the old study's accounting",
+    "params_total": "weights",
+    "params_nonzero": "weights that are not exactly zero",
+    "sparsity": "zeros / weights",
+    "sparsity_prunable": "zeros / weights, of the pruned groups' linear weights",
+    "param_fraction": "weights / all weights of the model",
+    "bytes_total": "bytes of every stored array",
+    "bytes_total_COMPONENT": "the same of one component: `weight`, `values`, `indices`, `offsets`, `mask`, ...",
+    "bytes_ratio": "bytes / bytes of the dense model in the same dtype",
+    "bytes_dense_float32": "bytes of the dense model in float32",
+    "bytes_dense_published": "bytes of the dense model in the dtype it was published in",
+    "bytes_source_file": "bytes of the published weight files",
+    "break_even_sparsity": "sparsity from which the format is smaller than dense in the same dtype",
+    "flops_dense": "operations per token of the dense model's matrix products, a multiply-add counted as two",
+    "flops_theoretical": "two per non-zero weight",
+    "flops_executed": "what the variant's kernel does",
+    "attention_flops_per_context_token": "operations of the attention scores per token and token of context",
+    "top1_agreement": "share of positions where the most likely token is the dense model's",
+    "top1_differs_from_masked": "share of positions where the most likely token is not the masked variant's",
+    "kl": "KL(dense || cell), nats per position",
+    "nll": "negative log-likelihood, nats per predicted token",
+    "perplexity": "exp of `nll`",
+    "bits_per_byte": "negative log-likelihood in bits per UTF-8 byte",
+    "log_perplexity_difference": "`nll` minus the dense model's on the same windows",
+    "accuracy": "share of predicted tokens that are right",
+    "mean_rank": "mean rank of the dense model's choice in the cell's distribution",
+    "both_right": "predicted tokens that dense and cell both get right",
+    "dense_only_right": "predicted tokens that only dense gets right",
+    "variant_only_right": "predicted tokens that only the cell gets right",
+    "both_wrong": "predicted tokens that neither gets right",
+    "generation_first_divergence": "tokens of greedy generation before the first that differs from dense",
+    "generation_share_equal": "share of greedily generated tokens equal to dense's",
+    "generation_distinct_bigrams": "distinct bigrams / bigrams generated",
+    "METRIC_dense": "the same figure of the dense model on the same windows",
+    "METRIC_lo, METRIC_hi": "95 % interval (see [Intervals](statistics.md)); empty where there are too few windows",
+    "METRIC_numerator, METRIC_denominator": "in `windows` and `bins`: the sums behind the figure",
+    "interval_units": "windows behind the intervals",
+    "interval_note": "why there is no interval",
+    "group, layer, tensor, window, bin": "what the row is about",
+    "state": "`done`, `failed`, `damaged` or `missing`",
+    "cause": "class of a failure: OOM, TIME, NODE, CODE, ...",
+    "reason": "the failure or damage in words",
+    "order": "place in the plan",
+}
+
+_ABOUT = ("trained", "lossless", "kernel", "mark", "published_dtype", "source_bytes")
+
+
+def tables_page() -> str:
+    """The page as Markdown."""
+    fields = {field.name: field for field in (*schema.KEYS, *schema.CELL)}
+    keys = [*KEYS, *AXES, *(name for name in schema.KEYS.names if name not in (*KEYS, *AXES))]
+    described = [(f"`{name}`", fields[name].metadata[b"meaning"].decode()) for name in (*keys, *_ABOUT)]
+    figures = [(", ".join(f"`{part}`" for part in name.split(", ")), text) for name, text in COLUMN_MEANINGS.items()]
+    return f"""# Summary tables
+
+`sparsehpc aggregate RUN` writes every table as Parquet and as CSV into `RUN/tables`. Rows stand in the order of the
+plan. A metric becomes a column by itself, named as the metric; unit and reduction stand in the metadata of the Parquet
+field. Figures that were not measured are empty. A figure without a convention stands under both.
+
+Version {TABLES_VERSION} of the columns (metadata `sparsehpc.tables_version`): it rises when a column changes its name
+or meaning.
+
+| table | rows |
+| --- | --- |
+{_lines((f"`{name}`", text) for name, text in TABLE_MEANINGS.items())}
+
+`global` has at least {_codes(GLOBAL_COLUMNS)}; `groups`, `layers` and `tensors` at least {_codes(STRUCTURE_COLUMNS)}.
+
+## Keys: what a cell is
+
+Dense rows have method `none`, pattern `none` and sparsity 0.
+
+| column | meaning |
+| --- | --- |
+{_lines(described)}
+
+## Figures
+
+| column | meaning |
+| --- | --- |
+{_lines(figures)}
+
+Every further metric is described under [Metrics](_generated/metrics.md).
+
+How to read them with pandas and DuckDB: [Recipes](recipes.md).
+"""
+
+
+def _lines(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"| {name} | {text} |" for name, text in ((n, t.replace("|", "\\|")) for n, t in rows))
+
+
+def _codes(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(tables_page())
