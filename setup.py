@@ -19,7 +19,7 @@ setup(
             "sparsehpc.formats.kernels._kernels",
             sources=[f"{FOLDER}/{name}.c" for name in SOURCES],
             depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
             extra_link_args=OPENMP,
             optional=True,
         )
