@@ -7,10 +7,11 @@ sent again: that is `jobs.retry`, which knows the remedy.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from submitit.core.utils import DelayedSubmission
@@ -41,6 +42,11 @@ from sparsehpc.core.shards import ShardState
 from sparsehpc.core.spec import Cell
 
 Report = Callable[[str], object]
+
+_NO_ANSWER, _LATER = (
+    "squeue does not answer: without it cells could be sent twice",
+    "try again when the scheduler answers",
+)
 
 #: Cells that share one pass over a model at most: beyond that an interruption costs more than sharing saves.
 CELLS_A_JOB = 20
@@ -188,8 +194,11 @@ def whole_price(plan: Plan, profile: Profile) -> list[Array]:
 
 def room(profile: Profile) -> tuple[ClusterLimits, int | None]:
     """Live limits, and how many tasks may be submitted now; None: no limit is known."""
+    queued = tasks_in_queue()
+    if queued is None:
+        raise UserError(_NO_ANSWER, _LATER)
     limits = read_limits(accounting=profile.limits.accounting)
-    return limits, free_slots(profile.limits, limits, tasks_in_queue() or 0)
+    return limits, free_slots(profile.limits, limits, queued)
 
 
 def make_arrays(
@@ -266,7 +275,7 @@ def send_arrays(
         Cells that were sent before and ended: only these may be sent a second time.
     """
     queue, sent = run_queue(run, profile), list[Submission]()
-    with submitting(run):
+    with submitting(run), _writable(run):
         tracker = settle(track(run, queue, fresh=True))
         _answered(tracker)
         queued, ended = _sent(tracker)
@@ -292,6 +301,18 @@ def send_arrays(
             send_aggregation(run, profile, tracker, sent, queue, report)
         queue.forget()
     return sent
+
+
+@contextlib.contextmanager
+def _writable(run: RunFolder) -> Iterator[None]:
+    """Turn a disk that is full or read-only in the middle into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{run.submissions} cannot be written: {error.strerror}",
+            "what was sent stays sent; submit again once it can be",
+        ) from error
 
 
 def _send_array(
@@ -370,9 +391,7 @@ TOTALS = (
 
 def _answered(tracker: Tracker) -> None:
     if not tracker.snapshot.queue_answered:
-        raise UserError(
-            "squeue does not answer: without it cells could be sent twice", "try again when the scheduler answers"
-        )
+        raise UserError(_NO_ANSWER, _LATER)
 
 
 def _sent(tracker: Tracker) -> tuple[set[str], set[str]]:

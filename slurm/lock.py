@@ -22,10 +22,16 @@ def submitting(run: RunFolder) -> Iterator[None]:
 
     File locks of the kernel are void on some network file systems, so that the lock is a file that only one can make.
     """
-    run.submissions.mkdir(parents=True, exist_ok=True)
     path = run.submissions / _LOCK
     mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex})
-    if not _make(path, mine):
+    try:
+        run.submissions.mkdir(parents=True, exist_ok=True)
+        made = _make(path, mine)
+    except OSError as error:
+        raise UserError(
+            f"{run.submissions} cannot be written: {error.strerror}", "cells are submitted from a folder that can be"
+        ) from error
+    if not made:
         holder = _holder(path)
         if holder is None:
             path.unlink(missing_ok=True)
@@ -45,13 +51,13 @@ def submitting(run: RunFolder) -> Iterator[None]:
 def _make(path: Path, text: str) -> bool:
     # Linked into place whole: a lock is never seen without its holder's name.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text)
     try:
+        temporary.write_text(text)
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     return True
 
 
