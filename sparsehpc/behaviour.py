@@ -152,9 +152,6 @@ class Behaviour:
 
         return generate(self.walk, prompts, GENERATED_TOKENS, plain, store, biases)
 
-    def _own_outside(self, track: Track, combination: Combination | None) -> AbstractContextManager[None]:
-        return nullcontext() if combination is None else combination.outside_layers(self.walk, track, self.outside)
-
 
 class _Reading:
     """One window as the dense model reads it."""

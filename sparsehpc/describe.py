@@ -41,7 +41,7 @@ def describe_dense(cell: Cell, structure: ModelStructure, published_dtype: str, 
 def describe_pruned(
     cell: Cell, snapshot: Snapshot, progress: Callable[[int, int], None] | None = None
 ) -> list[Measurement]:
-    """Structure rows of a pruned and stored model, one tensor at a time.
+    """Structure rows of a pruned and stored model, one decoder layer at a time.
 
     Parameters
     ----------
@@ -69,14 +69,15 @@ def describe_pruned(
     method.survey(parameters, lambda name: snapshot.read([name], cell.dtype)[name])
     storage = FORMATS.get(cell.variant)
     views = []
-    for done, parameter in enumerate(structure.parameters):
-        weight = snapshot.read([parameter.name], cell.dtype)[parameter.name]
-        stored = None
-        if parameter.name in sites:
-            weight = method.prune(weight, sites[parameter.name], {}).weight
-            stored = storage.encode(weight, pruning.pattern)
-        views.append(tensor_view(parameter, weight, stored, parameter.name in sites))
+    for section in (*range(structure.layers), None):
+        members = [p for p in structure.parameters if p.layer == section]
+        weights = snapshot.read([p.name for p in members], cell.dtype)
+        chosen = [sites[p.name] for p in members if p.name in sites]
+        pruned = method.prune_section({s.parameter.name: weights[s.parameter.name] for s in chosen}, chosen, {})
+        stored = {name: storage.encode(result.weight, pruning.pattern) for name, result in pruned.items()}
+        weights |= {name: result.weight for name, result in pruned.items()}
+        views += [tensor_view(p, weights[p.name], stored.get(p.name), p.name in sites) for p in members]
         if progress is not None:
-            progress(done + 1, len(structure.parameters))
+            progress(len(views), len(structure.parameters))
     source = snapshot.source_bytes if snapshot.trained else 0
     return list(Structure().model(ModelView(cell, structure, snapshot.published_dtype, source, views)))

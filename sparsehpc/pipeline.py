@@ -252,12 +252,16 @@ class _Walk:
                 by_kind.setdefault((pruning.method, pruning.targets), []).append(combination)
         for done, ((method, _), combinations) in enumerate(by_kind.items()):
             self.progress("survey", done, len(by_kind))
-            with combinations[0].clock.phase("prune"):
-                METHODS.get(method).survey_all(
-                    [c.method for c in combinations if c.method is not None],
-                    combinations[0].parameters,
-                    lambda name: self.walk.read([name])[name],
-                )
+            try:
+                with combinations[0].clock.phase("prune"):
+                    METHODS.get(method).survey_all(
+                        [c.method for c in combinations if c.method is not None],
+                        combinations[0].parameters,
+                        lambda name: self.walk.read([name])[name],
+                    )
+            except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
+                for combination in combinations:
+                    combination.fail(error)
 
     def _learn(self) -> None:
         """Let methods that look at the dense model's calibration stream do so: one walk for each text."""

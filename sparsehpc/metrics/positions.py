@@ -107,7 +107,8 @@ def _divergence(
     if not bool(torch.isfinite(difference).all()):
         # A probability of zero contributes nothing, also where a logit is minus infinity.
         difference = torch.where(probability > 0, difference, 0.0)
-    return torch.linalg.vecdot(probability, difference) - (dense_normalizer - normalizer)
+    mean_difference: torch.Tensor = torch.linalg.vecdot(probability, difference)
+    return mean_difference - (dense_normalizer - normalizer)
 
 
 def _ranks(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -338,6 +338,19 @@ def test_nan_in_the_dense_head_is_an_error_of_the_dense_model(tiny_snapshot, tmp
         run([DENSE, cell()], tiny_snapshot(LLAMA), tmp_path)
 
 
+def test_a_survey_that_fails_fails_only_its_combinations(tiny_snapshot, tmp_path, monkeypatch):
+    from sparsehpc.pruning.methods.magnitude import Magnitude
+
+    def survey_all(methods, parameters, read):
+        raise CellError("model.layers.0.mlp.up_proj.weight holds NaN")
+
+    monkeypatch.setattr(Magnitude, "survey_all", survey_all)
+    cells = [DENSE, cell(), cell(method="random")]
+    results = run(cells, tiny_snapshot(LLAMA), tmp_path)
+    assert [isinstance(results[c.cell_id], CellResult) for c in cells] == [True, False, True]
+    assert "up_proj" in str(results[cells[1].cell_id])
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_bitmap_q4_keeps_the_trained_model_bit_for_bit(tmp_path, monkeypatch):
