@@ -14,6 +14,7 @@ import pytest
 
 from aggregate.api import aggregate_run
 from aggregate.report import write_report
+from sparsehpc.core.layout import RunFolder
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">&lt;b&gt;'
 
@@ -249,3 +250,23 @@ def test_everything_works_by_keyboard(open_page):
 
 def test_page_stays_small(report):
     assert report.stat().st_size < 8_000_000
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_page_of_a_run_that_has_hardly_begun(browser, tmp_path, synthetic, done, monkeypatch):
+    monkeypatch.setattr("aggregate.report.draw_figures", lambda run: [])
+    run = RunFolder(tmp_path / "run")
+    cells = synthetic.cells_of("tiny", sparsities=("0.3",))
+    synthetic.write_plan(run, cells)
+    for cell in cells[:done]:
+        synthetic.write_cell(run, cell, synthetic.TINY)
+    context = browser.new_context(offline=True)
+    page, said = context.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(write_report(run).as_uri())
+    page.wait_for_function("document.documentElement.dataset.ready === '1'")
+    page.locator("#twins summary").click()
+    page.wait_for_timeout(100)
+    assert page.locator("#view-perplexity-none").is_visible()
+    assert said == []
+    context.close()

@@ -61,7 +61,7 @@
     (cell.method === "none" || ((!state.method || cell.method === state.method) && (!state.pattern || cell.pattern === state.pattern))) &&
     (!state.variant || cell.variant === state.variant || (cell.method === "none" && cell.variant === "dense"));
   const chosen = () => data.cells.filter(fits);
-  const untrained = (cells) => cells.some((cell) => !data.models[cell.m].trained);
+  const untrained = (cells) => cells.some((cell) => data.models[cell.m] && !data.models[cell.m].trained);
   const methodName = (cell) => [cell.method, cell.pattern, cell.extra].filter(Boolean).join(", ");
   const modelName = (cell) => (state.model === "" ? `${data.models[cell.m].model} ${data.models[cell.m].dtype}, ` : "");
 
