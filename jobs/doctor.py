@@ -54,6 +54,7 @@ def run_checks() -> list[Check]:
         _own_packages,
         _requirements,
         _torch,
+        _kernels,
         _threads,
         _home,
         _embedded_model,
@@ -108,6 +109,36 @@ def _torch() -> Iterator[Check]:
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     yield Check("torch", "ok", f"{torch.__version__}, {gpus} CUDA device{'s' * (gpus != 1)}")
+
+
+def _kernels() -> Iterator[Check]:
+    from sparsehpc.core.errors import UserError
+    from sparsehpc.formats import kernels
+
+    try:
+        found = kernels.describe()
+    except UserError as error:
+        yield Check("kernels", "wrong", error.message, error.hint)
+        return
+    except ImportError as error:
+        yield Check("kernels", "wrong", f"cannot be loaded: {error}", "pip install -e . builds them again")
+        return
+    if not found["built"]:
+        yield Check(
+            "kernels",
+            "note",
+            "not compiled: torch serves instead, and packed formats are slower than dense",
+            "install a C compiler, then pip install -e . again",
+        )
+        return
+    detail = f"{found['isa'] or 'switched off'}; this processor runs {', '.join(found['available'])}"
+    pools = found["openmp_libraries"]
+    if len(pools) > 1:
+        yield Check(
+            "kernels", "note", f"{detail}; two thread pools: {', '.join(pools)}", "one OpenMP library is faster"
+        )
+    else:
+        yield Check("kernels", "ok", detail)
 
 
 def _threads() -> Iterator[Check]:

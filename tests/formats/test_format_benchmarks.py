@@ -1,0 +1,63 @@
+"""The benchmark suites of formats and kernels: known sizes, and that every row is there. No time is judged."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from jobs.bench import REQUIRED, run_suite
+from sparsehpc.core.errors import SparseHPCError, UserError
+from sparsehpc.formats import kernels
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> object:
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
+
+
+def test_sizes_of_the_embedded_model_by_format() -> None:
+    rows = run_suite("formats", {"models": "smollm2-135m", "repeats": "2", "threads": "1"})
+    share = {
+        (row["work"], row["sparsity"]): row["share"] for row in rows if row.get("dtype") == "float32" and "share" in row
+    }
+    for sparsity, expected in ((0.3, 0.789), (0.5, 0.631), (0.7, 0.473), (0.9, 0.315)):
+        assert share["bytes bitmap", sparsity] == pytest.approx(expected, abs=6e-4)
+    assert share["bytes csr", 0.3] > 1.3
+    assert {"encode bitmap", "decode auto"} <= {row["work"] for row in rows}
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="the extension was not built")
+def test_kernel_rows() -> None:
+    options = {"layers": "1", "sparsities": "50", "tokens": "4", "repeats": "2", "threads": "1", "clock": "cpu"}
+    rows = run_suite("kernels", options)
+    works = {(row["work"], row["baseline"]) for row in rows}
+    for work in ("gemv auto", "gemv bitmap", "gemv csr16", "gemv bfloat16 auto"):
+        assert {(work, "best dense"), (work, "byte limit")} <= works
+    assert {("gemv auto", "torch CSR"), ("gemv auto", "scipy CSR"), ("gemv bitmap-q4", "own dense-q4")} <= works
+    assert ("spmm N=4 auto", "best dense") in works
+    for row in rows:
+        assert all(row[key] is not None for key in (*REQUIRED, "isa", "cpu_model", "threads", "sparsity", "params"))
+        assert row["seconds_q1"] <= row["seconds"] <= row["seconds_q3"]
+    assert all(row["bit_exact"] for row in rows if row["work"] == "gemv bitmap-q4")
+
+
+def test_a_wrong_product_stops_the_benchmark() -> None:
+    from jobs.bench._stack import check
+
+    weight = torch.eye(8)
+    with pytest.raises(SparseHPCError, match="wrong side errs"):
+        check([weight], {8: torch.ones(1, 8)}, {"wrong side": lambda index, x: x * 1.001}, "float32")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layres": "1"}, {"parts": "gemm"}, {"threads": "none"}, {"clock": "sun"}, {"clock": "cpu", "threads": "2"}],
+)
+def test_wrong_options(options: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        run_suite("kernels", {"threads": "1", "layers": "1", **options})
