@@ -25,6 +25,7 @@ _NODE = re.compile(
 )
 _PREEMPTED = re.compile(r"DUE TO PREEMPTION")
 _CANCELLED = re.compile(r"CANCELLED AT (?!.*DUE TO)")
+_SIGNALLED = re.compile(r"srun: error: .*: (Killed|Terminated)")
 #: Sampling sees a little less than what made the limit strike.
 _NEAR_LIMIT = 0.9
 _KILLED = (9, 137)
@@ -69,13 +70,18 @@ def classify(state: TaskState | None, log: str, memory_bytes: int) -> Verdict:
     for cause, pattern in (("OOM", _OOM), ("TIME", _TIME), ("NODE", _NODE), ("LOST", _PREEMPTED)):
         if found := pattern.search(log):
             return Verdict(cause, f"stderr says {_line_with(log, found.start())!r}")  # type: ignore[arg-type]
-    killed = state is not None and (state.exit_code in _KILLED or state.signal == 9)
+    said = _SIGNALLED.search(log)  # all that is known where accounting is down
+    killed = (state is not None and (state.exit_code in _KILLED or state.signal == 9)) or bool(
+        said and said[1] == "Killed"
+    )
     if state is not None and killed and memory_bytes and state.peak_bytes >= _NEAR_LIMIT * memory_bytes:
         used = f"{state.peak_bytes / (1 << 20):.0f} of {memory_bytes / (1 << 20):.0f} MiB"
         return Verdict("OOM", f"killed while it used {used}")
     if word == "CANCELLED" or _CANCELLED.search(log):
         return Verdict("CANCELLED", "cancelled by a person or an administrator")
-    if state is not None and (state.exit_code in _TERMINATED or state.signal == 15):
+    if (said and said[1] == "Terminated") or (
+        state is not None and (state.exit_code in _TERMINATED or state.signal == 15)
+    ):
         return Verdict("LOST", "ended by signal 15; neither the scheduler nor stderr says why")
     if killed:
         return Verdict("LOST", "killed by signal 9; neither the scheduler nor stderr says why")

@@ -35,6 +35,8 @@ def state(word, **fields):
         ),
         (state("FAILED", exit_code=15), "srun: error: c1: task 0: Terminated", "LOST"),
         (state("FAILED", exit_code=143), "", "LOST"),
+        (state("FAILED"), "srun: error: c1: task 0: Killed\nsrun: Force Terminated StepId=2.0", "LOST"),
+        (state("FAILED"), "srun: error: c1: task 0: Exited with exit code 1", "CODE"),
         (state("FAILED", exit_code=1), "", "NODE"),
         (state("COMPLETED"), "", "LOST"),
         (state("CANCELLED"), "*** JOB 7 ON c1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "TIME"),
