@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregate.diff import cell_name
-from aggregate.figures.data import Record, missing, records
+from aggregate.figures.data import SUBJECT_AXES, Record, axis_words, matching, missing, records, varying
 from aggregate.figures.style import MIB, number
 from aggregate.private import scrub
 from aggregate.report.facts import mib, share, signed
@@ -193,8 +193,11 @@ def advise(run: RunFolder, limits: Limits, model: str | None = None) -> list[Adv
             raise UserError(unknown("model of this run", model, models))
         rows = rows[rows["model"] == model]
     advice = []
-    for (name, dtype), cells in rows.groupby(["model", "dtype"], sort=False):
-        label = f"{scrub(str(name))} in {dtype}"
+    for one in records(rows[list(SUBJECT_AXES)].drop_duplicates()):
+        cells, name, dtype = matching(rows, one), one["model"], one["dtype"]
+        same = matching(rows, {"model": name, "dtype": dtype})
+        extra = [scrub(axis_words(axis, one[axis])) for axis in varying(same, SUBJECT_AXES[2:])]
+        label = ", ".join([f"{scrub(str(name))} in {dtype}", *extra])
         if limits.about_behaviour and not cells["trained"].all():
             advice.append(Advice(label, (), None, UNTRAINED))
             continue

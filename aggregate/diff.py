@@ -163,9 +163,11 @@ def cell_name(row: Record) -> str:
     seed = "" if missing(row.get("calibration_seed")) else f" seed {row['calibration_seed']:.0f}"
     if row["method"] == "none":
         return f"{scrub(row['model'])} {row['dtype']} {row['variant']}"
+    extra = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
+    extra += (["refit"] if row["refit"] else []) + ([] if row["options"] == "{}" else [scrub(str(row["options"]))])
     return (
-        f"{scrub(row['model'])} {row['dtype']} {row['method']} {row['pattern']} {percent(row['sparsity_target'])} "
-        f"{row['variant']}{seed}"
+        f"{scrub(row['model'])} {row['dtype']} {' '.join([row['method'], row['pattern'], *extra])} "
+        f"{percent(row['sparsity_target'])} {row['variant']}{seed}"
     )
 
 

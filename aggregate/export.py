@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from aggregate.compare import BETTER, WindowSums, not_worse_than_best
 from aggregate.describe import citation, methods_paragraph
-from aggregate.figures.data import Record, missing, records
+from aggregate.figures.data import Record, extra_columns, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.private import scrub
 from aggregate.tables import TABLES, read_table
@@ -136,6 +136,9 @@ def export_table(
     if kind in ("csv", "parquet"):
         return _plain(source.select(list(columns) or source.column_names), kind, out)
     usual = [name for name in DEFAULT_COLUMNS.get(table, source.column_names) if name in source.column_names]
+    if table == "global":
+        place = usual.index("sparsity_target")
+        usual[place:place] = extra_columns(source.to_pandas())
     text = _pretty(run, source, list(columns) or usual, kind, table)
     if out is None:
         return text

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "agreement"
 TITLE = "Top-1 agreement against sparsity"
 CAPTION = (
-    "Share of positions at which the most likely next token is the dense model's. Bands: 95 % intervals. "
+    "Share of positions at which the most likely next token is the dense model's. "
     "Vertical lines: where the lower bound leaves 90 %."
 )
 

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from aggregate.figures.data import ModelData, records
+from aggregate.figures.data import Combination, ModelData, missing, records
 from aggregate.figures.style import label, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def series(data: ModelData, metric: str) -> Iterator[tuple[int, str, str, pd.DataFrame]]:
-    """Number and name of the method, variant, and its rows by sparsity, dense first."""
+def series(data: ModelData, metric: str) -> Iterator[tuple[int, Combination, str, pd.DataFrame]]:
+    """Number of the way of pruning, itself, the variant, and the figure by sparsity, dense first."""
     for number, method in enumerate(data.methods):
-        rows = data.of_method(data.pruned, method)
+        rows = data.over_seeds(method, metric)
         for variant in data.variants:
-            found = rows[(rows["variant"] == variant) & rows[metric].notna()].sort_values("sparsity_target")
+            found = rows[rows["variant"] == variant]
             if found.empty:
                 continue
-            found = pd.concat([data.dense, found], ignore_index=True)
-            yield number, " ".join(label(part) for part in method), variant, found
+            dense = [
+                [0.0, row[metric], math.nan, math.nan, 1] for row in records(data.dense) if not missing(row[metric])
+            ]
+            columns = ["sparsity_target", "value", "lo", "hi", "seeds"]
+            points = [*dense, *found[columns].to_numpy().tolist()]
+            yield number, method, variant, pd.DataFrame(points, columns=columns)
 
 
-def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) -> bool:
-    """Draw a line per method and variant, its interval where there is one; False where nothing was measured."""
-    drawn = False
+def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) -> None:
+    """Draw a line per way of pruning and variant, with its interval or the range of its seeds, and say which."""
+    bands = set()
     for number, method, variant, rows in series(data, metric):
         look = data.looks[variant]
-        x = 100 * rows["sparsity_target"].astype(float)
-        y = scale * rows[metric].astype(float)
+        x, y, low, high = (
+            scale_ * rows[name].astype(float)
+            for scale_, name in ((100, "sparsity_target"), (scale, "value"), (scale, "lo"), (scale, "hi"))
+        )
+        seeds = int(rows["seeds"].max())
+        text = f"{label(variant)}, {label(method.label)}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
         axes.plot(
             x,
             y,
@@ -42,18 +51,24 @@ def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) ->
             linestyle=line_style(number),
             linewidth=1.4,
             alpha=0.9,
-            label=f"{label(variant)}, {method}",
+            label=text,
         )
-        if f"{metric}_lo" in rows:
-            low, high = (scale * rows[f"{metric}_{side}"].astype(float) for side in ("lo", "hi"))
-            if low.notna().any():
-                axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
-        drawn = True
-    if data.dense.empty and drawn:
-        axes.set_xlim(left=0)
+        if low.notna().any():
+            axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
+            bands.add("range over calibration seeds" if seeds > 1 else "95 % intervals")
     axes.set_xlabel("requested sparsity of the prunable weights (%)")
     axes.grid(alpha=0.25)
-    return drawn
+    if bands:
+        axes.annotate(
+            f"bands: {' and '.join(sorted(bands))}",
+            (1, 1),
+            xycoords="axes fraction",
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color="#444444",
+        )
 
 
 def draw_tipping(axes: Axes, data: ModelData, metric: str, height: float) -> None:
@@ -62,8 +77,8 @@ def draw_tipping(axes: Axes, data: ModelData, metric: str, height: float) -> Non
     The label stands at ``height`` (a fraction of the axes), where the metric's curves leave room.
     """
     rows = data.tipping[(data.tipping["metric"] == metric) & data.tipping["sparsity_estimate"].notna()]
-    for number, (method, pattern) in enumerate(data.methods):
-        found = rows[(rows["method"] == method) & (rows["pattern"] == pattern)]
+    for number, method in enumerate(data.methods):
+        found = method.rows(rows)
         if found.empty:
             continue
         first = records(found)[0]

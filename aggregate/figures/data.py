@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
@@ -35,23 +38,131 @@ def records(frame: pd.DataFrame) -> list[Record]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
+#: What figures never mix: one model, one machine kind, one text.
+SUBJECT_AXES = (
+    "model",
+    "dtype",
+    "revision",
+    "device",
+    "evaluation_corpus",
+    "evaluation_windows",
+    "evaluation_window_tokens",
+)
+
+#: Everything that makes two ways of pruning different, apart from sparsity, variant and calibration seed.
+COMBINATION_AXES = (
+    "method",
+    "pattern",
+    "options",
+    "allocation",
+    "targets",
+    "refit",
+    "calibration_corpus",
+    "calibration_windows",
+    "calibration_window_tokens",
+    "seed",
+)
+
+
 class Subject(NamedTuple):
-    """One model in one dtype: figures never mix two."""
+    """One model in one dtype, revision, device and text: figures never mix two.
+
+    Parameters
+    ----------
+    model, dtype
+        As in the tables.
+    extra
+        What tells it from another subject of the run with the same model and dtype; empty where there is none.
+    """
 
     model: str
     dtype: str
+    extra: str = ""
 
     @property
     def title(self) -> str:
         """For headings of figures."""
-        return f"{label(self.model)} · {self.dtype}"
+        return " · ".join(part for part in (label(self.model), self.dtype, label(self.extra)) if part)
 
     @property
     def slug(self) -> str:
         """For file names: letters, digits and a digest where the name holds anything else."""
         plain = re.sub(r"[^A-Za-z0-9.]+", "-", self.model).strip("-.")[:40]
-        digest = "" if plain == self.model else f"-{hashlib.sha256(self.model.encode()).hexdigest()[:6]}"
+        whole = self.model + (f" {self.extra}" if self.extra else "")
+        digest = "" if plain == whole else f"-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
         return f"{plain or 'model'}{digest}-{self.dtype}"
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One way of pruning, whatever sparsity, variant and calibration seed.
+
+    Parameters
+    ----------
+    values
+        Of `COMBINATION_AXES`.
+    extra
+        Values of the axes that vary among combinations of this method and pattern, in words.
+    """
+
+    values: tuple[Any, ...]
+    extra: str
+
+    @property
+    def method(self) -> str:
+        """Pruning method."""
+        return str(self.values[0])
+
+    @property
+    def pattern(self) -> str:
+        """Pattern of zeros."""
+        return str(self.values[1])
+
+    @property
+    def words(self) -> str:
+        """For sentences: ``wanda (unstructured, refit)``."""
+        return f"{self.method} ({', '.join(part for part in (self.pattern, self.extra) if part)})"
+
+    @property
+    def label(self) -> str:
+        """For legends."""
+        return " ".join(part for part in (self.method, self.pattern, self.extra) if part)
+
+    def rows(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a table that holds all axes."""
+        return matching(frame, dict(zip(COMBINATION_AXES, self.values, strict=True)))
+
+
+def matching(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.DataFrame:
+    """Rows with these values; missing equals missing."""
+    chosen = pd.Series(True, index=frame.index)
+    for name, value in wanted.items():
+        chosen &= frame[name].isna() if missing(value) else frame[name] == value
+    return frame[chosen]
+
+
+def axis_words(name: str, value: Any) -> str:
+    """An axis and its value as a reader wants them."""
+    if name == "refit":
+        return "refit" if value else "no refit"
+    if name == "options":
+        options = json.loads(value)
+        return " ".join(f"{key}={option}" for key, option in options.items()) or "default options"
+    if missing(value):
+        return f"no {name.replace('_', ' ')}"
+    text = f"{value:.0f}" if isinstance(value, float) else str(value)
+    return f"{name.replace('_', ' ')} {text}"
+
+
+def extra_columns(table: pd.DataFrame) -> list[str]:
+    """Axes that vary in a ``global`` table and that its readers would otherwise not see."""
+    pruned = table[table["method"] != "none"]
+    return [*varying(table, SUBJECT_AXES[2:]), *varying(pruned, COMBINATION_AXES[2:])]
+
+
+def varying(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """Axes of which a table holds more than one value."""
+    return [name for name in axes if frame[name].nunique(dropna=False) > 1]
 
 
 @dataclass(frozen=True)
@@ -92,9 +203,14 @@ class ModelData:
         return list(dict.fromkeys(self.table["variant"]))
 
     @cached_property
-    def methods(self) -> list[tuple[str, str]]:
-        """Method and pattern in the order of the plan."""
-        return list(dict.fromkeys(zip(self.pruned["method"], self.pruned["pattern"], strict=True)))
+    def methods(self) -> list[Combination]:
+        """Ways of pruning in the order of the plan."""
+        found = []
+        for row in records(self.pruned[list(COMBINATION_AXES)].drop_duplicates()):
+            same = matching(self.pruned, {"method": row["method"], "pattern": row["pattern"]})
+            words = [axis_words(name, row[name]) for name in varying(same, COMBINATION_AXES[2:])]
+            found.append(Combination(tuple(row[name] for name in COMBINATION_AXES), ", ".join(words)))
+        return found
 
     def some_sparsities(self, most: int = MOST_SPARSITIES) -> list[float]:
         """At most so many sparsities, spread evenly, the shown one among them."""
@@ -115,44 +231,61 @@ class ModelData:
         return min(self.sparsities, key=lambda s: (abs(s - SHOWN_SPARSITY), s), default=None)
 
     @cached_property
-    def first_method(self) -> tuple[str, str] | None:
-        """The study's first method and pattern, for figures that show one."""
+    def first_method(self) -> Combination | None:
+        """The study's first way of pruning, for figures that show one."""
         return self.methods[0] if self.methods else None
 
-    def of_method(self, frame: pd.DataFrame, method: tuple[str, str]) -> pd.DataFrame:
-        """Rows of one method and pattern, one row a variant and sparsity (the first seed and options)."""
-        rows = frame[(frame["method"] == method[0]) & (frame["pattern"] == method[1])]
-        return rows[rows["cell_id"].isin(self._first_cells(method))]
+    def of_method(self, frame: pd.DataFrame, method: Combination) -> pd.DataFrame:
+        """Rows of one way of pruning, one cell a variant and sparsity (the first calibration seed)."""
+        first = method.rows(self.pruned).drop_duplicates(["sparsity_target", "variant"])
+        return frame[frame["cell_id"].isin(set(first["cell_id"]))]
 
-    def _first_cells(self, method: tuple[str, str]) -> set[str]:
-        rows = self.table[(self.table["method"] == method[0]) & (self.table["pattern"] == method[1])]
-        return set(rows.drop_duplicates(["sparsity_target", "variant"])["cell_id"])
+    def over_seeds(self, method: Combination, metric: str) -> pd.DataFrame:
+        """A figure of one way of pruning by variant and sparsity: mean over calibration seeds, and its range.
+
+        Columns ``variant, sparsity_target, value, lo, hi, seeds``: with one seed the bounds are those of the
+        interval, with several the smallest and the largest value.
+        """
+        rows = method.rows(self.pruned)
+        rows = rows[rows[metric].notna()]
+        bounds = [f"{metric}_{side}" if f"{metric}_{side}" in rows else metric for side in ("lo", "hi")]
+        columns = ["variant", "sparsity_target", "value", "lo", "hi", "seeds"]
+        found = []
+        for (variant, sparsity), part in rows.groupby(["variant", "sparsity_target"], sort=False):
+            values = part[metric]
+            one = part.iloc[0]
+            lo, hi = (one[bounds[0]], one[bounds[1]]) if len(part) == 1 else (values.min(), values.max())
+            if len(part) == 1 and bounds[0] == metric:
+                lo = hi = math.nan
+            found.append((variant, float(str(sparsity)), float(values.mean()), lo, hi, len(part)))
+        return pd.DataFrame(found, columns=columns).sort_values("sparsity_target", kind="stable")
 
 
 def load(run: RunFolder) -> list[ModelData]:
-    """Tables of every model of a run, in plan order."""
+    """Tables of every subject of a run, in plan order."""
     whole, groups, tensors = (_unique(read_table(run, name).to_pandas()) for name in ("global", "groups", "tensors"))
     tipping, pareto = (read_table(run, name).to_pandas() for name in ("tipping", "pareto"))
     variants = looks(whole["variant"])
-    subjects = dict.fromkeys(Subject(*pair) for pair in zip(whole["model"], whole["dtype"], strict=True))
-    return [
-        ModelData(
-            subject,
-            _of(whole, subject),
-            _of(groups, subject),
-            _of(tensors, subject),
-            _of(tipping, subject),
-            _of(pareto, subject),
-            variants,
+    models = []
+    for row in records(whole[list(SUBJECT_AXES)].drop_duplicates()):
+        same = matching(whole, {"model": row["model"], "dtype": row["dtype"]})
+        words = [axis_words(name, row[name]) for name in varying(same, SUBJECT_AXES[2:])]
+        table = matching(whole, row).reset_index(drop=True)
+        cells = set(table["cell_id"])
+        models.append(
+            ModelData(
+                Subject(row["model"], row["dtype"], ", ".join(words)),
+                table,
+                groups[groups["cell_id"].isin(cells)].reset_index(drop=True),
+                tensors[tensors["cell_id"].isin(cells)].reset_index(drop=True),
+                tipping=matching(tipping, row).reset_index(drop=True),
+                pareto=pareto[pareto["cell_id"].isin(cells)].reset_index(drop=True),
+                looks=variants,
+            )
         )
-        for subject in subjects
-    ]
+    return models
 
 
 def _unique(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of the convention that figures show; cells without structure rows have none."""
     return frame[frame["convention"] != "study"]
-
-
-def _of(frame: pd.DataFrame, subject: Subject) -> pd.DataFrame:
-    return frame[(frame["model"] == subject.model) & (frame["dtype"] == subject.dtype)].reset_index(drop=True)

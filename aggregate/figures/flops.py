@@ -50,7 +50,7 @@ def draw(data: ModelData) -> Figure | None:
         for name in variants
     ]
     figure, axes = new_figure(
-        f"FLOPs per token at {percent(shown)} {label(data.first_method[0])} · {data.subject.title}", data.trained
+        f"FLOPs per token at {percent(shown)} {label(data.first_method.method)} · {data.subject.title}", data.trained
     )
     width = 0.84 / len(bars)
     for index, (text, values, colour, hatch) in enumerate(bars):

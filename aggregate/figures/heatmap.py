@@ -39,7 +39,7 @@ def draw(data: ModelData) -> Figure | None:
     order = list(dict.fromkeys(rows.sort_values(["group", "tensor"])["projection"]))
     grid = rows.pivot_table(index="layer", columns="projection", values="sparsity", sort=True)[order]
     figure, axes = new_figure(
-        f"Sparsity by layer at {percent(shown)} {label(data.first_method[0])}\n{data.subject.title}",
+        f"Sparsity by layer at {percent(shown)} {label(data.first_method.method)}\n{data.subject.title}",
         data.trained,
         width=2.5 + 0.75 * len(order),
         height=2.2 + 0.19 * len(grid),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "perplexity"
 TITLE = "Perplexity against sparsity"
 CAPTION = (
-    "exp of the mean negative log-likelihood (nats) of the evaluation tokens, logarithmic axis. Bands: 95 % intervals. "
+    "exp of the mean negative log-likelihood (nats) of the evaluation tokens, logarithmic axis. "
     "Crosses: worse than guessing, above the size of the vocabulary. Vertical lines: where the upper bound leaves +5 %."
 )
 

@@ -35,8 +35,7 @@ def draw(data: ModelData) -> Figure | None:
     names = [name for name in schema.GROUPS if name in set(groups["group"])]
     if not shown or whole["sparsity"].isna().all():
         return None
-    method, pattern = data.first_method
-    figure, axes = new_figure(f"Sparsity by {label(method)}, {label(pattern)} · {data.subject.title}", data.trained)
+    figure, axes = new_figure(f"Sparsity by {label(data.first_method.words)} · {data.subject.title}", data.trained)
     width = 0.82 / len(shown)
     for index, s in enumerate(shown):
         by_group = groups[groups["sparsity_target"] == s].set_index("group")["sparsity"]

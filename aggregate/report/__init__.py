@@ -11,12 +11,13 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import pandas as pd
 
 from aggregate.compare import SAME
 from aggregate.diff import diff_runs
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
-from aggregate.figures.data import Record, load, missing, records
+from aggregate.figures.data import Record, extra_columns, load, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.private import public, scrub
 from aggregate.report.costs import COST_HEADINGS, cost_rows
@@ -112,7 +113,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
     absent = coverage[coverage["state"] != "done"]
     rows = whole[whole["convention"] != "study"]
     models = load(run)
-    groups, tipping, pareto = (read_table(run, name).to_pandas() for name in ("groups", "tipping", "pareto"))
+    groups = read_table(run, "groups").to_pandas()
+    columns = _columns(rows)
     return {
         "title": _study_name(run),
         "expected": len(coverage),
@@ -121,12 +123,12 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "absent_left": max(0, len(absent) - MOST_ROWS),
         "models": facts_of(models, whole[whole["convention"] == "study"]),
         "untrained": sorted(set(rows.loc[~rows["trained"].astype(bool), "model"].map(scrub))),
-        "headings": [heading for heading, _ in _COLUMNS],
-        "rows": [[_cell(row, spec) for _, spec in _COLUMNS] for row in records(rows.head(MOST_ROWS))],
+        "headings": [heading for heading, _ in columns],
+        "rows": [[_cell(row, spec) for _, spec in columns] for row in records(rows.head(MOST_ROWS))],
         "rows_left": max(0, len(rows) - MOST_ROWS),
         "figures": [_figure(figure) for figure in shown],
         "figures_left": len(figures) - len(shown),
-        "views": views(models, whole, groups, tipping, pareto),
+        "views": views(models, whole, groups),
         "cost_headings": COST_HEADINGS,
         "costs": cost_rows(read_table(run, "costs").to_pandas()),
         "definitions": DEFINITIONS,
@@ -165,12 +167,13 @@ def _within_budget(figures: list[Drawn]) -> list[Drawn]:
 def _figure(figure: Drawn) -> dict[str, Any]:
     data = base64.b64encode(figure.svg.read_bytes()).decode()
     model = scrub(figure.subject.model)
+    kind = ", ".join(part for part in (figure.subject.dtype, scrub(figure.subject.extra)) if part)
     mark = "" if figure.trained else " (untrained: random weights)"
     return {
         "source": f"data:image/svg+xml;base64,{data}",
         "file": f"../figures/{figure.png.name}",
-        "alt": f"{figure.title} of {model} in {figure.subject.dtype}{mark}",
-        "title": f"{figure.title}: {model}, {figure.subject.dtype}{mark}",
+        "alt": f"{figure.title} of {model} in {kind}{mark}",
+        "title": f"{figure.title}: {model}, {kind}{mark}",
         "caption": figure.caption,
     }
 
@@ -207,6 +210,13 @@ _COLUMNS: tuple[tuple[str, tuple[str, str]], ...] = (
     ("bits per byte", ("bits_per_byte", "number")),
     ("mark", ("mark", "mark")),
 )
+
+
+def _columns(rows: pd.DataFrame) -> list[tuple[str, tuple[str, str]]]:
+    """Columns of the headline table, with every further axis that varies in this run."""
+    place = next(number for number, (_, (name, _)) in enumerate(_COLUMNS) if name == "sparsity_target")
+    extra = [(name.replace("_", " "), (name, "text")) for name in extra_columns(rows)]
+    return [*_COLUMNS[:place], *extra, *_COLUMNS[place:]]
 
 
 def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from aggregate.figures.data import ModelData, Record, Subject, missing, records
+from aggregate.figures.data import Combination, ModelData, Record, Subject, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 
@@ -61,31 +61,42 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
         yield from _flips(row)
     yield from _old_accounting(at, study)
     if len(data.methods) > _MOST_METHODS:
-        yield Fact(f"{len(data.methods)} methods and patterns were measured; the table holds them all.", "pattern")
+        yield Fact(f"{len(data.methods)} ways of pruning were measured; the table holds them all.", "pattern")
 
 
-def _behaviour(data: ModelData, method: tuple[str, str], row: Record) -> Iterator[Fact]:
-    start = f"Pruned by {method[0]} ({method[1]}) at {percent(row['sparsity_target'])}"
+def _behaviour(data: ModelData, method: Combination, row: Record) -> Iterator[Fact]:
+    start = f"Pruned by {method.words} at {percent(row['sparsity_target'])}"
     if _known(row, "sparsity"):
         start += f", which makes {percent(row['sparsity'])} of all its weights zero"
     parts = []
     if _known(row, "top1_agreement"):
-        kept = share(row["top1_agreement"]) + interval(row, "top1_agreement", 100, " %")
-        parts.append(f"keeps {kept} of the dense model's top-1 choices")
+        value, span = _over_seeds(data, method, row, "top1_agreement", 100, " %")
+        parts.append(f"keeps {share(value)}{span} of the dense model's top-1 choices")
     if _known(row, "perplexity", "perplexity_dense"):
-        change = row["perplexity"] / row["perplexity_dense"] - 1
-        parts.append(
-            f"goes from perplexity {number(row['perplexity_dense'])} to {number(row['perplexity'])}"
-            f"{interval(row, 'perplexity')} ({signed(change)})"
-        )
+        value, span = _over_seeds(data, method, row, "perplexity")
+        change = signed(value / row["perplexity_dense"] - 1)
+        parts.append(f"goes from perplexity {number(row['perplexity_dense'])} to {number(value)}{span} ({change})")
     if parts:
         mark = "" if data.trained else " (untrained: random weights, so this says nothing about language)"
         yield Fact(f"{start}, the model {' and '.join(parts)}{mark}.", "top1_agreement")
 
 
-def _tipping(data: ModelData, method: tuple[str, str]) -> Iterator[Fact]:
+def _over_seeds(
+    data: ModelData, method: Combination, row: Record, metric: str, scale: float = 1.0, unit: str = ""
+) -> tuple[float, str]:
+    """A figure and its interval; with several calibration seeds their mean and range."""
+    found = data.over_seeds(method, metric)
+    same = found[(found["variant"] == row["variant"]) & (found["sparsity_target"] == row["sparsity_target"])]
+    one = records(same)[0]
+    if one["seeds"] == 1:
+        return float(row[metric]), interval(row, metric, scale, unit)
+    low, high = (number(scale * one[side], 3) for side in ("lo", "hi"))
+    return float(one["value"]), f" (mean of {one['seeds']} calibration seeds, {low} to {high}{unit})"
+
+
+def _tipping(data: ModelData, method: Combination) -> Iterator[Fact]:
     """How far the method can go, in one sentence."""
-    rows = data.tipping[(data.tipping["method"] == method[0]) & (data.tipping["pattern"] == method[1])]
+    rows = method.rows(data.tipping)
     parts, basis = [], ""
     for metric, what in (
         ("perplexity", "perplexity within +{:.3g} % of dense"),
@@ -95,19 +106,34 @@ def _tipping(data: ModelData, method: tuple[str, str]) -> Iterator[Fact]:
         if not found or found[0]["answer"] == NO_DATA:
             continue
         row = found[0]
-        parts.append(f"{what.format(100 * row['tolerance'])}: {_answer(row)}")
+        seeds = [one for one in found if one["variant"] == row["variant"]]
+        parts.append(f"{what.format(100 * row['tolerance'])}: {_answers(seeds)}")
         basis = row["basis"]
     if parts:
-        yield Fact(f"How far {method[0]} ({method[1]}) can go, by the {basis}: {'; '.join(parts)}.", "tipping")
+        yield Fact(f"How far {method.words} can go, by the {basis}: {'; '.join(parts)}.", "tipping")
     for row in records(rows[(rows["metric"] == "perplexity") & rows["break_sparsity"].notna()])[:1]:
         place = percent(round(row["break_sparsity"], 3))
-        text = f"Log-perplexity of {method[0]} ({method[1]}) breaks into a steeper slope at {place}"
+        text = f"Log-perplexity of {method.words} breaks into a steeper slope at {place}"
         if _known(row, "break_lo", "break_hi", "break_share_two_pieces"):
             text += (
                 f" [{percent(round(row['break_lo'], 3))}, {percent(round(row['break_hi'], 3))}]; "
                 f"{share(row['break_share_two_pieces'])} of the draws prefer two pieces to one"
             )
         yield Fact(f"{text}.", "tipping")
+
+
+def _answers(seeds: list[Record]) -> str:
+    """The answer of one seed, or the range of several."""
+    if len(seeds) == 1:
+        return _answer(seeds[0])
+    places = sorted(100 * row["sparsity_estimate"] for row in seeds if not missing(row["sparsity_estimate"]))
+    kept = len(seeds) - len(places)
+    left = (
+        f"up to {number(places[0], 3)} to {number(places[-1], 3)} % over {len(seeds)} calibration seeds"
+        if places
+        else ""
+    )
+    return ", ".join(part for part in (left, f"not left with {kept} of {len(seeds)} seeds" if kept else "") if part)
 
 
 def _answer(row: Record) -> str:

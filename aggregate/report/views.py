@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from aggregate.figures.data import ModelData, Record, missing, records
+from aggregate.figures.data import Combination, ModelData, Record, missing, records
 from aggregate.figures.heatmap import linear_weights
 from aggregate.figures.style import COMPONENTS
 from aggregate.private import scrub
@@ -56,9 +56,7 @@ _HEAT = (("sparsity", "zeros"), ("param_fraction", "share of parameters"), ("byt
 _ERROR = "reconstruction_error"
 
 
-def views(
-    models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame, tipping: pd.DataFrame, pareto: pd.DataFrame
-) -> str:
+def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) -> str:
     """JSON for a script element, safe inside HTML.
 
     Parameters
@@ -67,8 +65,6 @@ def views(
         Tables of each model, convention ``unique``.
     whole, groups
         The tables ``global`` and ``groups``, both conventions.
-    tipping, pareto
-        The tables of these names.
     """
     looks = {name: look._asdict() for data in models for name, look in data.looks.items()}
     content = {
@@ -76,8 +72,13 @@ def views(
         "looks": looks,
         "components": {name: title for name, (title, _) in COMPONENTS.items()},
         "groups": list(schema.GROUPS),
-        "cells": _columns(_cells(models, whole, pareto)),
-        "tipping": [_tip(row) for row in records(tipping[tipping["sparsity_estimate"].notna()])],
+        "cells": _columns(_cells(models, whole)),
+        "tipping": [
+            _tip(index, method, row)
+            for index, data in enumerate(models)
+            for method in data.methods
+            for row in records(method.rows(data.tipping[data.tipping["sparsity_estimate"].notna()]))
+        ],
         "heat": _heat(models),
         "twins": [_twins(data, whole, groups) for data in models],
     }
@@ -89,17 +90,19 @@ def views(
 def _model(data: ModelData) -> dict[str, Any]:
     return {
         "model": scrub(data.subject.model),
-        "dtype": data.subject.dtype,
+        "dtype": " · ".join(part for part in (data.subject.dtype, scrub(data.subject.extra)) if part),
         "trained": data.trained,
         "shown": data.shown_sparsity,
     }
 
 
-def _cells(models: list[ModelData], whole: pd.DataFrame, pareto: pd.DataFrame) -> list[dict[str, Any]]:
+def _cells(models: list[ModelData], whole: pd.DataFrame) -> list[dict[str, Any]]:
     old = whole[whole["convention"] == "study"].set_index("cell_id")["bytes_total"]
-    front = set(pareto.loc[pareto["on_front"] & (pareto["loss_metric"] == "perplexity"), "cell_id"])
     cells: list[dict[str, Any]] = []
     for index, data in enumerate(models):
+        extra = {cell: method.extra for method in data.methods for cell in method.rows(data.pruned)["cell_id"]}
+        own = data.pareto[(data.pareto["loss_metric"] == "perplexity") & (data.pareto["cost_metric"] == "bytes_total")]
+        front = set(own.loc[own["on_front"], "cell_id"])
         parts = [name for name in data.table.columns if name.startswith(_PART)]
         for row in records(data.table):
             if len(cells) >= MOST_CELLS:
@@ -112,7 +115,7 @@ def _cells(models: list[ModelData], whole: pd.DataFrame, pareto: pd.DataFrame) -
                     "s": row["sparsity_target"],
                     "variant": row["variant"],
                     "seed": None if missing(row["calibration_seed"]) else int(row["calibration_seed"]),
-                    "extra": _extra(row),
+                    "extra": extra.get(row["cell_id"], ""),
                     "mark": row["mark"] or "",
                     "cell": row["cell_id"],
                     "front": row["cell_id"] in front,
@@ -138,19 +141,10 @@ def _columns(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": len(cells), "columns": columns}
 
 
-def _extra(row: Record) -> str:
-    """Axes that are not at their default, in words."""
-    words = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
-    words += ["refit"] if row["refit"] else []
-    words += [] if row["targets"] == "attention+mlp" else [str(row["targets"])]
-    words += [] if row["options"] == "{}" else [str(row["options"])]
-    return ", ".join(words)
-
-
-def _tip(row: Record) -> dict[str, Any]:
+def _tip(index: int, method: Combination, row: Record) -> dict[str, Any]:
     return {
-        "model": scrub(row["model"]),
-        "dtype": row["dtype"],
+        "m": index,
+        "extra": method.extra,
         "method": row["method"],
         "pattern": row["pattern"],
         "variant": row["variant"],
@@ -179,8 +173,9 @@ def _heat(models: list[ModelData]) -> list[dict[str, Any]]:
                 found.append(
                     {
                         "m": index,
-                        "method": method[0],
-                        "pattern": method[1],
+                        "method": method.method,
+                        "pattern": method.pattern,
+                        "extra": method.extra,
                         "s": s,
                         "projections": order,
                         "layers": sorted({int(layer) for layer in one["layer"]}),
@@ -206,7 +201,11 @@ def _twins(data: ModelData, whole: pd.DataFrame, groups: pd.DataFrame) -> dict[s
     rows = data.of_method(data.pruned, data.first_method)
     rows = pd.concat([data.dense, rows[rows["sparsity_target"] == data.shown_sparsity]])
     names = dict(zip(rows["cell_id"], rows["variant"], strict=True))
-    twins: dict[str, Any] = {"s": data.shown_sparsity, "method": data.first_method[0], "variants": list(names.values())}
+    twins: dict[str, Any] = {
+        "s": data.shown_sparsity,
+        "method": data.first_method.method,
+        "variants": list(names.values()),
+    }
     for convention in ("study", "unique"):
         one = whole[(whole["convention"] == convention) & whole["cell_id"].isin(names)].set_index("cell_id")
         parts = groups[(groups["convention"] == convention) & groups["cell_id"].isin(names)]

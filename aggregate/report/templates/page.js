@@ -98,7 +98,7 @@
   const series = (cells) => {
     const found = new Map();
     for (const cell of cells.filter((one) => one.method !== "none")) {
-      const key = JSON.stringify([cell.m, cell.method, cell.pattern, cell.extra, cell.variant, cell.seed]);
+      const key = JSON.stringify([cell.m, cell.method, cell.pattern, cell.extra, cell.variant]);
       if (!found.has(key)) found.set(key, []);
       found.get(key).push(cell);
     }
@@ -107,16 +107,27 @@
       return [...(dense ? [dense] : []), ...line.sort((a, b) => a.s - b.s)];
     });
   };
+  // Several calibration seeds are one point: their mean, and their range in place of an interval.
+  const overSeeds = (line, metric) => {
+    const points = new Map();
+    for (const cell of line) points.set(cell.s, [...(points.get(cell.s) || []), cell]);
+    return [...points.values()].map((same) => {
+      if (same.length === 1) return same[0];
+      const values = same.map((cell) => cell[metric]);
+      return { ...same[0], [metric]: values.reduce((a, b) => a + b, 0) / values.length, [`${metric}_lo`]: Math.min(...values), [`${metric}_hi`]: Math.max(...values), seeds: same.length, cell: `${same[0].cell} and ${same.length - 1} more` };
+    });
+  };
   const curve = (id, metric, title, label, scale, log) => {
     const cells = chosen();
     const methods = [...new Set(cells.filter((cell) => cell.method !== "none").map(methodName))];
     const lines = series(cells);
     const traces = lines.slice(0, MOST_LINES).map((line) => {
-      const cell = line[line.length - 1], known = line.filter((one) => one[metric] !== undefined);
+      const cell = line[line.length - 1], known = overSeeds(line.filter((one) => one[metric] !== undefined), metric);
+      const seeds = Math.max(...known.map((one) => one.seeds || 1));
       const side = (sign, bound) => known.map((one) => (one[bound] === undefined ? 0 : sign * scale * (one[bound] - one[metric])));
       return {
         x: known.map((one) => 100 * one.s), y: known.map((one) => scale * one[metric]), mode: "lines+markers", type: "scatter",
-        name: plain(`${modelName(cell)}${cell.variant}, ${methodName(cell)}${cell.seed === null ? "" : `, seed ${cell.seed}`}`),
+        name: plain(`${modelName(cell)}${cell.variant}, ${methodName(cell)}${seeds > 1 ? `, mean and range of ${seeds} seeds` : ""}`),
         line: { color: colour(cell.variant), dash: DASHES[methods.indexOf(methodName(cell)) % DASHES.length], width: 2 },
         marker: { symbol: symbol(cell.variant), size: 8 },
         error_y: { type: "data", symmetric: false, array: side(1, `${metric}_hi`), arrayminus: side(-1, `${metric}_lo`), thickness: 1.2, width: 3 },
@@ -130,10 +141,10 @@
     const values = traces.flatMap((trace) => trace.y);
     // Within half a decade a logarithmic axis is nearly linear, and round steps read best.
     const axis = log ? (Math.max(...values) > 3 * Math.min(...values) ? LOG : {}) : { rangemode: "tozero" };
-    const tips = data.tipping.filter((tip) => tip.metric === metric && cells.some((cell) => cell.method === tip.method && cell.pattern === tip.pattern && cell.variant === tip.variant && data.models[cell.m].model === tip.model && data.models[cell.m].dtype === tip.dtype));
-    const once = [...new Map(tips.map((tip) => [`${tip.model}|${tip.method}|${tip.pattern}`, tip])).values()].slice(0, 12);
-    const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: DASHES[methods.findIndex((name) => name.startsWith(tip.method)) % DASHES.length] || "solid" } }));
-    const annotations = once.map((tip, n) => ({ x: 100 * tip.s, xanchor: "left", y: 0.98 - 0.07 * (n % 4), yref: "paper", showarrow: false, font: { size: 11 }, text: plain(`${tip.method}: ${figure(100 * tip.s, 3)} %`) }));
+    const tips = data.tipping.filter((tip) => tip.metric === metric && cells.some((cell) => cell.method === tip.method && cell.pattern === tip.pattern && cell.variant === tip.variant && cell.m === tip.m && cell.extra === tip.extra));
+    const once = [...new Map(tips.map((tip) => [`${tip.m}|${tip.method}|${tip.pattern}|${tip.extra}`, tip])).values()].slice(0, 12);
+    const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: DASHES[methods.indexOf(methodName(tip)) % DASHES.length] || "solid" } }));
+    const annotations = once.map((tip, n) => ({ x: 100 * tip.s, xanchor: "left", y: 0.98 - 0.07 * (n % 4), yref: "paper", showarrow: false, font: { size: 11 }, text: plain(`${[tip.method, tip.extra].filter(Boolean).join(", ")}: ${figure(100 * tip.s, 3)} %`) }));
     plot(id, traces, layout(title + some(traces.length, lines.length, "lines"), "sparsity asked (%)", label, cells, { shapes, annotations, yaxis: axis }),
       `${title}: ${traces.length} lines. ${once.map((tip) => `${tip.method} leaves the tolerance at ${figure(100 * tip.s, 3)} %`).join("; ")}`);
   };
@@ -213,7 +224,7 @@
   const heat = () => {
     const maps = data.heat.map((map, n) => ({ ...map, n })).filter((map) => (state.model === "" || map.m === +state.model) && (!state.method || map.method === state.method) && (!state.pattern || map.pattern === state.pattern));
     const select = byId("heat");
-    options(select, maps.map((map) => [String(map.n), `${state.model === "" ? `${data.models[map.m].model}, ` : ""}${map.method} ${map.pattern} ${percent(map.s)}`]));
+    options(select, maps.map((map) => [String(map.n), `${state.model === "" ? `${data.models[map.m].model}, ` : ""}${[map.method, map.pattern, map.extra].filter(Boolean).join(" ")} ${percent(map.s)}`]));
     const map = maps.find((one) => String(one.n) === state.heat) || maps.find((one) => one.s === shownSparsity()) || maps[0];
     if (!map) { plot("view-heat", [], {}, ""); plot("view-layer", [], {}, ""); return; }
     select.value = String(map.n);

@@ -1,0 +1,128 @@
+"""Combinations differ in every axis, not in method and pattern alone; seeds are a mean and a range."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from aggregate.advise import Limits, advise
+from aggregate.api import aggregate_run
+from aggregate.export import export_table
+from aggregate.figures import FIGURES, agreement, perplexity, size
+from aggregate.figures.data import load
+from aggregate.report import write_report
+from aggregate.tables import read_table
+from sparsehpc.core.layout import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, synthetic) -> RunFolder:
+    """Wanda with and without refit and with three seeds, magnitude with two option sets, two revisions of a model."""
+    folder = RunFolder(tmp_path_factory.mktemp("axes") / "run")
+    grid = {"sparsities": ("0.3", "0.5"), "variants": ("masked",), "windows": 16}
+    wanda = synthetic.cells_of("tiny", methods=("wanda",), seeds=(0, 1, 2), **grid)
+    refit = [
+        dataclasses.replace(cell, pruning=dataclasses.replace(cell.pruning, refit=True))
+        for cell in wanda
+        if not cell.is_dense
+    ]
+    magnitude = [cell for cell in synthetic.cells_of("tiny", **grid) if not cell.is_dense]
+    options = [
+        dataclasses.replace(cell, pruning=dataclasses.replace(cell.pruning, options=(("tie_rule", "threshold"),)))
+        for cell in magnitude
+    ]
+    other = [dataclasses.replace(cell, revision="abc123") for cell in synthetic.cells_of("tiny", **grid)]
+    cells = [*wanda, *refit, *magnitude, *options, *other]
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    synthetic.write_plan(folder, cells)
+    for cell in cells:
+        synthetic.write_cell(folder, cell, synthetic.TINY)
+    aggregate_run(folder, figures=False)
+    return folder
+
+
+def test_ways_of_pruning_are_told_apart_by_every_axis(run):
+    first, other = load(run)
+    assert [method.words for method in first.methods] == [
+        "wanda (unstructured, no refit)",
+        "wanda (unstructured, refit)",
+        "magnitude (unstructured, default options)",
+        "magnitude (unstructured, tie_rule=threshold)",
+    ]
+    assert [method.words for method in other.methods] == ["magnitude (unstructured)"]
+    cells = [set(method.rows(first.pruned)["cell_id"]) for method in first.methods]
+    assert [len(ids) for ids in cells] == [6, 6, 2, 2]
+    assert len(set.union(*cells)) == 16
+
+
+def test_revisions_of_a_model_do_not_meet(run):
+    first, other = load(run)
+    assert (first.subject.extra, other.subject.extra) == ("no revision", "revision abc123")
+    assert first.subject.slug != other.subject.slug
+    assert not set(first.table["cell_id"]) & set(other.table["cell_id"])
+    assert set(other.groups["cell_id"]) == set(other.table["cell_id"])
+    assert len(advise(run, Limits.parse("+50%"))) == 2
+    tipping = read_table(run, "tipping").to_pandas()
+    assert len(tipping) == 2 * (3 + 3 + 1 + 1 + 1)
+
+
+def test_seeds_are_a_mean_and_a_range(run):
+    first = load(run)[0]
+    wanda = first.methods[0]
+    found = first.over_seeds(wanda, "perplexity").set_index("sparsity_target")
+    values = wanda.rows(first.pruned).query("sparsity_target == 0.5")["perplexity"]
+    assert found.loc[0.5, "seeds"] == 3
+    assert found.loc[0.5, "value"] == pytest.approx(values.mean())
+    assert (found.loc[0.5, "lo"], found.loc[0.5, "hi"]) == (values.min(), values.max())
+    one = first.over_seeds(first.methods[2], "perplexity").iloc[0]
+    row = first.methods[2].rows(first.pruned).iloc[0]
+    assert (one["lo"], one["hi"]) == (row["perplexity_lo"], row["perplexity_hi"])
+
+
+def test_legends_name_what_varies_and_bands_say_what_they_are(run):
+    for module in (agreement, perplexity):
+        axes = module.draw(load(run)[0]).axes[0]
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert "masked, wanda unstructured refit, mean of 3 seeds" in labels
+        assert "masked, magnitude unstructured tie_rule=threshold" in labels
+        notes = [text.get_text() for text in axes.texts]
+        assert "bands: 95 % intervals and range over calibration seeds" in notes
+
+
+def test_no_bands_no_word_of_them(make_run):
+    run = make_run(sparsities=("0.3",), windows=5)
+    aggregate_run(run, figures=False)
+    axes = agreement.draw(load(run)[0]).axes[0]
+    assert not any("bands" in text.get_text() for text in axes.texts)
+    assert not any("95 %" in module.CAPTION for module in FIGURES)
+
+
+def test_a_figure_of_one_method_shows_each_sparsity_once(run):
+    axes = size.draw(load(run)[0]).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dense", "masked 30 %", "masked 50 %"]
+
+
+def test_report_and_export_have_a_column_per_varying_axis(run, monkeypatch):
+    monkeypatch.setattr("aggregate.report.draw_figures", lambda run: [])
+    text = write_report(run).read_text(encoding="utf-8")
+    for heading in ("revision", "options", "refit", "calibration corpus"):
+        assert f'<th scope="col">{heading}</th>' in text
+    assert '<th scope="col">allocation</th>' not in text
+    assert "mean of 3 calibration seeds" in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    extras = data["cells"]["columns"]["extra"]
+    assert {"refit", "no refit", "tie_rule=threshold"} <= set(extras["names"])
+    assert len(data["models"]) == 2
+    head = export_table(run).splitlines()[0]
+    assert "| revision |" in head
+    assert "| refit |" in head
+    assert "allocation" not in head
+
+
+def test_dense_rows_do_not_count_as_a_way_of_pruning(run):
+    assert isinstance(load(run)[0].dense, pd.DataFrame)
+    assert len(load(run)[0].dense) == 1
