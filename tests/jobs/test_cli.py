@@ -82,6 +82,11 @@ def compare(name: str, text: str) -> None:
     )
 
 
+def without_estimates(text: str) -> str:
+    """Memory and hours are estimates that get better; the words and cells around them stay."""
+    return re.sub(r" +", " ", re.sub(r"\b\d+\.\d+(?= )|\b\d+\.\d+$", "N", text, flags=re.MULTILINE))
+
+
 def write(folder: Path, name: str, text: str) -> Path:
     (folder / name).write_text(text, encoding="utf-8")
     return folder / name
@@ -100,12 +105,12 @@ def test_every_verb_is_there_and_explains_itself(cli: Call) -> None:
 def test_plan_in_words(cli: Call, tmp_path: Path) -> None:
     said = cli("plan", write(tmp_path, "dropping.toml", DROPPING))
     assert (said.code, said.err) == (0, "")
-    compare("plan.txt", said.out)
+    compare("plan.txt", without_estimates(said.out))
 
 
 def test_plan_lists_cells_for_people_and_programs(cli: Call, tmp_path: Path) -> None:
     path = write(tmp_path, "dropping.toml", DROPPING)
-    compare("plan-cells.txt", cli("plan", path, "--cells").out)
+    compare("plan-cells.txt", without_estimates(cli("plan", path, "--cells").out))
     told = json.loads(cli("plan", path, "--cells", "--json").out)
     assert told["cells_total"] == len(told["cells"]) == 24
     assert told["cells"][0]["variant"] == "dense"
