@@ -224,8 +224,10 @@ class Profile(BaseModel):
     def job_for(self, resources: Resources) -> Job:
         """Keys of ``[job]``, then of ``[class.cpu]`` or ``[class.gpu]``, then of the class's own table."""
         values = {key: getattr(self.job, key) for key in Job.model_fields}
-        for name in dict.fromkeys(("gpu" if resources.gpus else "cpu", resources.name)):
-            if name in self.classes:
+        device = "gpu" if resources.gpus else "cpu"
+        for name in dict.fromkeys((device, resources.name)):
+            # A class that is called "cpu" and asks for GPUs gets what GPU jobs get: these two names are for devices.
+            if name in self.classes and (name == device or name not in ("cpu", "gpu")):
                 override = self.classes[name]
                 values.update({key: getattr(override, key) for key in override.model_fields_set})
         return Job(**values)

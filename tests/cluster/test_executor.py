@@ -13,7 +13,7 @@ import pytest
 from slurm.causes import classify, read_tail, task_log
 from slurm.executor import SubmissionRefused, SubmissionUnclear, make_executor
 from slurm.ledger import job_id_from_logs
-from slurm.profile import load_profile
+from slurm.profile import load_profile, parse_profile
 from slurm.queue import Queue
 from slurm.resources import Resources
 
@@ -88,10 +88,8 @@ def test_scancel_is_cancelled(bed, tmp_path, wait_for):
 
 
 def test_sbatchs_own_words_are_shown(bed, tmp_path):
-    bad = load_profile("testbed").model_copy(
-        update={"job": load_profile("testbed").job.model_copy(update={"qos": "none"})}
-    )
-    with pytest.raises(SubmissionRefused, match="Invalid qos"):
+    bad = parse_profile("[job]\npartition = 'nowhere'", name="bad", where="bad")
+    with pytest.raises(SubmissionRefused, match="invalid partition specified"):
         make_executor("slurm", tmp_path / "s", SMALL, bad, "bad").submit(sum, [1])
 
 

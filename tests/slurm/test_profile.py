@@ -24,6 +24,12 @@ def test_a_class_overrides_by_device_then_by_name():
     assert (big.partition, big.account, big.requeue) == ("gpu", "b", False)
 
 
+def test_the_tables_cpu_and_gpu_go_by_what_is_asked_for_not_by_the_name():
+    profile = parse('[class.cpu]\npartition="cpu"\n[class.gpu]\npartition="gpu"\n')
+    assert profile.job_for(Resources(name="cpu", gpus=1)).partition == "gpu"
+    assert profile.job_for(Resources(name="gpu")).partition == "cpu"
+
+
 def test_the_users_own_folder_comes_first(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     own = tmp_path / "sparsehpc" / "profiles" / "generic-cpu.toml"
