@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import stat
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from slurm.node import node_local_folders
@@ -27,6 +29,10 @@ MARK = "sparsehpc task"
 #: Written beside the ledger by tasks that found other code than was submitted.
 CHANGED = "code_changed.json"
 LEDGER = "ledger.json"
+
+
+class OutOfTime(BaseException):
+    """The job has timed out so often that submitit gives it up; no ``except Exception`` may swallow this."""
 
 
 def read_payload(folder: Path) -> list[Any]:
@@ -73,14 +79,31 @@ def run(folder: Path) -> None:
     _note_changed_code(folder)
     _note_cores()
     environment._handle_signals(paths, call)
+    _end_when_out_of_time(environment._usr_sig())
     try:
         outcome = ("success", call.result())
-    except Exception:
+    except (Exception, OutOfTime):
         with utils.temporary_save_path(paths.result_pickle) as temporary:
             utils.cloudpickle_dump(("error", traceback.format_exc()), temporary)
         raise
     with utils.temporary_save_path(paths.result_pickle) as temporary:
         utils.cloudpickle_dump(outcome, temporary)
+
+
+def _end_when_out_of_time(number: int) -> None:
+    """Let the end of the last time-out through whatever the callable catches: it is no failure of one of its cells."""
+    handle = signal.getsignal(number)
+
+    def end(received: int, frame: FrameType | None) -> None:
+        from submitit.core.utils import UncompletedJobError
+
+        try:
+            if callable(handle):
+                handle(received, frame)
+        except UncompletedJobError as error:
+            raise OutOfTime(str(error)) from error
+
+    signal.signal(number, end)
 
 
 def _note_changed_code(folder: Path) -> None:

@@ -53,6 +53,12 @@ def test_earlier_runs_are_believed_and_scaled_by_tokens():
     assert model.estimate(half).cell_s == 10.0
 
 
+def test_the_dense_stream_is_not_paid_twice():
+    dense = {**ROW, "variant": "dense", "method": "none", "prune_s": 0.0, "encode_s": 0.0, "evaluate_s": 8.0}
+    estimate = CostModel([dense]).estimate(Work("m", "float32", "cpu", "none", "dense", 2, 100_000_000, 20_480, 0))
+    assert estimate == Estimate(walk_s=10.0, prune_s=0.0, cell_s=0.0, measured=True)
+
+
 @pytest.mark.parametrize("other", [{"model": "n"}, {"variant": "masked"}, {"method": "wanda"}, {"dtype": "float16"}])
 def test_other_models_are_estimated_by_size(other):
     assert not CostModel([{**ROW, **other}]).estimate(WORK).measured

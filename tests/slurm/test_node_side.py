@@ -1,10 +1,13 @@
 import os
 import pickle
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from slurm import node, task
+from slurm.causes import classify
 from slurm.executor import make_executor, submit_environment
 from slurm.resources import Resources
 from sparsehpc.core.errors import SparseHPCError, UserError
@@ -38,6 +41,45 @@ def test_leftovers_of_killed_jobs_are_swept_and_living_ones_are_not(tmp_path, mo
         assert not dead.exists()
         with node.node_local_folders():
             assert alive.exists()
+
+
+STUBBORN = """
+import os, signal, sys, time
+class Stubborn:
+    def __call__(self):
+        for _ in range(3):
+            try:
+                os.kill(os.getpid(), signal.SIGUSR2)
+                time.sleep(0.1)
+            except Exception:
+                sys.stderr.write("swallowed\\n")
+        return 1
+    def checkpoint(self):
+        from submitit.helpers import DelayedSubmission
+        return DelayedSubmission(self)
+from pathlib import Path
+from submitit.core.utils import DelayedSubmission, cloudpickle_dump
+from slurm import task
+call = DelayedSubmission(Stubborn())
+call.set_timeout(1, 3)
+folder = Path(sys.argv[1])
+cloudpickle_dump([call], folder / task.PAYLOAD)
+(folder / task.PAYLOAD).chmod(0o600)
+task.run(folder)
+"""
+
+
+def test_out_of_time_for_the_last_time_is_never_taken_for_a_failure_of_the_code(tmp_path):
+    slurm = {
+        "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_RESTART_COUNT": "3",
+    }  # fmt: skip
+    answer = subprocess.run(
+        [sys.executable, "-c", STUBBORN, str(tmp_path)], env={**os.environ, **slurm}, capture_output=True, text=True
+    )
+    assert answer.returncode == 1
+    assert "swallowed" not in answer.stderr
+    assert classify(None, answer.stderr, 1 << 30).cause == "TIME"
 
 
 def payload(folder, mode=0o600):
