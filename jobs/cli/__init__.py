@@ -34,7 +34,7 @@ def main() -> None:
     """Run the command line; a user's mistake is shown without a traceback."""
     _add_verbs()
     try:
-        app()
+        app(prog_name="sparsehpc")
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(USER_ERROR)
