@@ -101,6 +101,8 @@ class Behaviour:
             counted=len(reading.ids) if text.every_position else len(reading.ids) - 1,
             dense=reading.dense,
             positions=found,
+            dense_logits=reading.dense_logits,
+            logits=logits,
             masked_choice=masked,
         )
         return [row for metric in self.metrics for row in metric.window(view)], found.choice

@@ -64,7 +64,10 @@ class WindowView:
     counted
         Positions that agreement and KL count: T for separate documents, T - 1 for windows cut from one text.
     dense, positions
-        Per-position figures of the dense model and of the cell.
+        Per-position figures of the dense model and of the cell: what most metrics need, computed once.
+    dense_logits, logits
+        The logits themselves, T x vocabulary, in the model's dtype on its device, for a metric that needs more. Only
+        valid during the call; a metric that reduces them takes its sums in float64, a block of positions at a time.
     masked_choice
         Choices of the same pruned weights run as a dense matrix with zeros (T), or None where the cell has none.
     """
@@ -75,6 +78,8 @@ class WindowView:
     counted: int
     dense: DensePositions
     positions: Positions
+    dense_logits: torch.Tensor
+    logits: torch.Tensor
     masked_choice: torch.Tensor | None
 
     def row(

@@ -219,7 +219,7 @@ def test_example_metric() -> None:
     dense, cell = torch.randn(5, 11, generator=generator), torch.randn(5, 11, generator=generator)
     ids = torch.tensor([1, 2, 3, 4, 5])
     reference = dense_positions(dense, ids)
-    view = WindowView(3, ids, 9, 4, reference, positions(cell, ids, dense, reference), None)
+    view = WindowView(3, ids, 9, 4, reference, positions(cell, ids, dense, reference), dense, cell, None)
     (row,) = METRICS.get("worst")().window(view)
     kl = torch.nn.functional.kl_div(
         cell.double().log_softmax(-1), dense.double().log_softmax(-1), reduction="none", log_target=True

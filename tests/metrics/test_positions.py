@@ -19,7 +19,7 @@ def figures(dense_logits, logits, ids, *, every_position=True, masked=None, text
     dense = dense_positions(dense_logits, ids)
     found = positions(logits, ids, dense_logits, dense)
     counted = len(ids) if every_position else len(ids) - 1
-    view = WindowView(0, ids, text_bytes, counted, dense, found, masked)
+    view = WindowView(0, ids, text_bytes, counted, dense, found, dense_logits, logits, masked)
     return {row.metric: row for kind in (Agreement, Divergence, Likelihood) for row in kind().window(view)}
 
 
