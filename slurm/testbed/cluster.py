@@ -7,6 +7,7 @@ import dataclasses
 import getpass
 import json
 import os
+import random
 import secrets
 import shlex
 import shutil
@@ -149,6 +150,8 @@ class Testbed:
                 "mariadbd", "--no-defaults", f"--user={getpass.getuser()}", f"--datadir={self.folder}/database",
                 f"--socket={self.folder}/mariadb.socket", "--bind-address=127.0.0.1",
                 f"--port={self._ports().database}",
+                # A server that starts removes all temporary tables of its folder, another server's in /tmp included.
+                f"--tmpdir={self.folder}/temporary",
                 f"--pid-file={self.folder}/mariadbd.real-pid", f"--init-file={self.folder}/init.sql",
                 "--innodb-buffer-pool-size=32M", "--innodb-lock-wait-timeout=900", "--performance-schema=OFF",
                 "--innodb-flush-log-at-trx-commit=0", "--skip-log-bin",
@@ -183,7 +186,7 @@ class Testbed:
             _wait(lambda: self._pid(name) is None, 5.0)
         (self.folder / f"{name}.our-pid").unlink(missing_ok=True)
 
-    def wait_for_nodes(self, timeout_s: float = 30.0) -> None:
+    def wait_for_nodes(self, timeout_s: float = 60.0) -> None:
         """Wait until every node can take jobs."""
 
         def ready() -> bool:
@@ -219,7 +222,7 @@ class Testbed:
             self.down()
         self.folder.mkdir(parents=True, mode=0o700)
         self.folder.chmod(0o755)  # jobs of the same user only, but munge wants to look at its parents
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
+        for name in ("state", "temporary", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         ports = Ports(
             **dict(zip(Ports.__dataclass_fields__, _free_ports(len(Ports.__dataclass_fields__)), strict=True))
@@ -247,7 +250,8 @@ class Testbed:
         installer = shutil.which("mariadb-install-db", path=_SEARCH) or "mariadb-install-db"
         made = self.ask(
             installer, "--no-defaults", f"--datadir={self.folder}/database", f"--user={getpass.getuser()}",
-            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", timeout_s=60.0,
+            f"--tmpdir={self.folder}/temporary", "--auth-root-authentication-method=normal", "--skip-test-db",
+            "--skip-name-resolve", timeout_s=120.0,
         )  # fmt: skip
         if made.returncode:
             raise SparseHPCError(f"mariadb-install-db failed:\n{made.stdout}\n{made.stderr}")
@@ -272,7 +276,7 @@ class Testbed:
         if answer.returncode and "othing" not in answer.stdout + answer.stderr:
             raise SparseHPCError(f"{' '.join(command)} failed:\n{answer.stdout}{answer.stderr}\n{self._log_tails()}")
 
-    def _await(self, name: str, ready: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    def _await(self, name: str, ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
         def dead_or_ready() -> bool:
             if self._pid(name) is None:
                 raise SparseHPCError(f"{name} ended at once; logs are in {self.folder}\n{self._log_tails()}")
@@ -343,9 +347,20 @@ def _answers(port: int) -> bool:
 
 
 def _free_ports(count: int) -> Sequence[int]:
-    """Ports nobody listens on now; all are held until the last is found, so they differ."""
+    """Ports nobody listens on now; all are held until the last is found, so they differ.
+
+    They lie below those that the kernel gives to outgoing connections, which could take one first.
+    """
+    try:
+        first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        first_ephemeral = 32768
+    choose, found = random.SystemRandom(), list[int]()
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for found in sockets:
-            found.bind(("127.0.0.1", 0))
-        return [int(found.getsockname()[1]) for found in sockets]
+        while len(found) < count:
+            port = choose.randrange(10000, max(first_ephemeral, 20000))
+            candidate = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                found.append(port)
+    return found

@@ -19,6 +19,13 @@ def test_everything_runs_and_lives_in_one_folder(bed):
     assert not Path("/etc/slurm/slurm.conf").exists() or os.environ["SLURM_CONF"] != "/etc/slurm/slurm.conf"
 
 
+def test_its_database_keeps_to_its_own_folder_for_temporary_tables(bed):
+    """A MariaDB that starts removes every temporary table in its folder: in /tmp those of any other one."""
+    pid = (bed.folder / "mariadbd.our-pid").read_text().split()[0]
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    assert f"--tmpdir={bed.folder}/temporary" in words
+
+
 def test_it_refuses_where_a_real_slurm_answers(bed, tmp_path):
     # To a second testbed the first one is a real Slurm: it answers through SLURM_CONF.
     with pytest.raises(UserError, match="a real Slurm answers"):
