@@ -50,8 +50,6 @@ def test_every_column_of_the_main_tables_is_described(place, synthetic):
 
 @pytest.mark.parametrize("number", range(len(RECIPES)))
 def test_recipes_run(place, number):
-    if "duckdb" in RECIPES[number]:
-        pytest.importorskip("duckdb")
     done = subprocess.run(
         [sys.executable, "-c", RECIPES[number]], cwd=place, capture_output=True, text=True, check=False, timeout=120
     )
