@@ -90,7 +90,9 @@ def _models(table: pd.DataFrame) -> str:
 def _pruning(pruned: pd.DataFrame) -> str:
     if pruned.empty:
         return "without pruning"
-    methods = _listed(_method(row) for row in _rows(pruned, ["method", "pattern", "allocation", "refit"]))
+    methods = _listed(
+        _method(row) for row in _rows(pruned, ["method", "pattern", "allocation", "refit", "true_sequential"])
+    )
     sparsities = _listed(percent(s) for s in sorted(set(pruned["sparsity_target"])))
     targets = _listed(sorted(set(pruned["targets"])))
     variants = _listed(dict.fromkeys(pruned["variant"]))
@@ -100,6 +102,7 @@ def _pruning(pruned: pd.DataFrame) -> str:
 def _method(row: dict[str, Any]) -> str:
     extra = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
     extra += ["refitted"] if row["refit"] else []
+    extra += ["true sequential"] if pd.notna(row["true_sequential"]) else []
     return f"{row['method']} ({', '.join([row['pattern'], *extra])})"
 
 

@@ -164,7 +164,8 @@ def cell_name(row: Record) -> str:
     if row["method"] == "none":
         return f"{scrub(row['model'])} {row['dtype']} {row['variant']}"
     extra = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
-    extra += (["refit"] if row["refit"] else []) + ([] if row["options"] == "{}" else [scrub(str(row["options"]))])
+    extra += (["refit"] if row["refit"] else []) + ([] if missing(row["true_sequential"]) else ["true sequential"])
+    extra += [] if row["options"] == "{}" else [scrub(str(row["options"]))]
     return (
         f"{scrub(row['model'])} {row['dtype']} {' '.join([row['method'], row['pattern'], *extra])} "
         f"{percent(row['sparsity_target'])} {row['variant']}{seed}"

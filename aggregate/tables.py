@@ -46,7 +46,7 @@ TABLES = (*SCOPE_OF, "coverage", "costs", *ANSWERS)
 KEYS = ("model", "dtype", "method", "pattern", "sparsity_target", "variant", "calibration_seed")
 
 #: Further axes of a cell, behind the keys in every table.
-AXES = ("options", "allocation", "targets", "refit")
+AXES = ("options", "allocation", "targets", "refit", "true_sequential")
 
 #: What `global` also says about a cell.
 ABOUT = ("trained", "lossless", "kernel", "mark", "published_dtype", "source_bytes")

@@ -149,8 +149,8 @@ class _Planner:
 
     def _prunings(self, grid: GridTable) -> Iterator[Pruning]:
         """Every possible combination of one grid, variants aside."""
-        for name, pattern, allocation, refit in itertools.product(
-            grid.methods, grid.patterns, grid.allocation, grid.refit
+        for name, pattern, allocation, refit, true_sequential in itertools.product(
+            grid.methods, grid.patterns, grid.allocation, grid.refit, grid.true_sequential
         ):
             method, fixed = METHODS.get(name), parse_pattern(pattern).fixed_sparsity
             sparsities = grid.sparsities if fixed is None else (_rounded(fixed),)
@@ -167,6 +167,7 @@ class _Planner:
                     allocation=method.canonical_allocation(allocation),
                     targets=grid.targets,
                     refit=refit,
+                    true_sequential=true_sequential,
                     calibration=calibration,
                     seed=self.study.study.seed,
                 )

@@ -37,6 +37,8 @@ _COSTS = (
 _PLAN = ("cell_id", "evaluation_corpus", "evaluation_windows", "evaluation_window_tokens")
 #: Texts of this corpus are their own windows, and short.
 _SHORT, _SHORT_TOKENS = "samples", 96
+#: Groups of a decoder layer's linears that read the same input: query to value, output, up and gate, down.
+_GROUPS = 4
 
 
 class Prices:
@@ -61,7 +63,7 @@ class Prices:
     def estimate(self, cell: Cell) -> Estimate:
         """Estimate one cell."""
         axes = (cell.model, cell.dtype, cell.resource, cell.variant, cell.evaluation)
-        key = (*axes, cell.pruning.method, cell.pruning.calibration)
+        key = (*axes, cell.pruning.method, cell.pruning.calibration, cell.pruning.true_sequential)
         if key not in self._known:
             evaluation, calibration = cell.evaluation, cell.pruning.calibration
             self._known[key] = self.model.estimate(
@@ -75,6 +77,8 @@ class Prices:
                     parameters=self.parameters[cell.model, cell.revision],
                     evaluation_tokens=_tokens(evaluation.corpus, evaluation.windows, evaluation.window_tokens),
                     calibration_tokens=calibration.windows * calibration.window_tokens if calibration else 0,
+                    # Through the unpruned layer, once for each group of linears where told so, and the pruned one.
+                    calibration_passes=_GROUPS + 1 if cell.pruning.true_sequential else 2,
                 )
             )
         return self._known[key]

@@ -32,7 +32,7 @@ class Request:
     ----------
     model, revision, dtype
         As in a study.
-    method, options, pattern, sparsity, allocation, targets, refit, seed
+    method, options, pattern, sparsity, allocation, targets, refit, true_sequential, seed
         As in a study's grid; an empty sparsity stands for the one that the pattern dictates.
     variant
         Storage format of the pruned weights.
@@ -50,6 +50,7 @@ class Request:
     allocation: str = "default"
     targets: Sequence[str] = ("attention", "mlp")
     refit: bool = False
+    true_sequential: bool = False
     seed: int = 0
     variant: str
     calibration: Calibration
@@ -90,6 +91,7 @@ class Request:
             allocation=method.canonical_allocation(self.allocation),
             targets=tuple(self.targets),
             refit=self.refit,
+            true_sequential=self.true_sequential,
             calibration=self.calibration if calibrates else None,
             seed=self.seed,
         )

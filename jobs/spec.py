@@ -173,7 +173,7 @@ class ModelTable:
 class GridTable:
     """``[grid]``: axes whose product is planned; ``options`` are the keys that belong to methods.
 
-    ``refit``, ``allocation`` and every method option may be one value or a list of them.
+    ``refit``, ``true_sequential``, ``allocation`` and every method option may be one value or a list of them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
@@ -185,6 +185,7 @@ class GridTable:
     allocation: OneOrMore[AllocationName] = ("default",)
     targets: Axis[TargetName] = DEFAULT_TARGETS
     refit: OneOrMore[Annotated[bool, Field(strict=True)]] = (False,)
+    true_sequential: OneOrMore[Annotated[bool, Field(strict=True)]] = (False,)
     options: Annotated[Mapping[str, tuple[Scalar, ...]], SkipJsonSchema()] = dataclasses.field(default_factory=dict)
 
 

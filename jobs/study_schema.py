@@ -17,7 +17,7 @@ def study_schema() -> dict[str, Any]:
     grid = _table(GridTable)
     for name, options in _method_options().items():
         grid["properties"].setdefault(name, options)
-    for axis in ("allocation", "refit"):
+    for axis in ("allocation", "refit", "true_sequential"):
         several = grid["properties"][axis]
         grid["properties"][axis] = {"anyOf": [several["items"], several], "default": several["default"][0]}
     resources = {

@@ -33,6 +33,7 @@ variants = ["masked", "csr"]  # how the pruned weights are stored and run: {vari
 # targets = ["attention", "mlp"]  # what is pruned: {targets}
 # allocation = "default"    # how the zeros are spread over layers: {allocations}
 # refit = false             # re-optimise the kept weights
+# true_sequential = false   # recompute a layer's statistics after each group of its linears
 # Options of a method stand here too, for example for magnitude:
 # tie_rule = "index"        # "threshold" prunes every weight at the threshold, so a few more than asked for
 

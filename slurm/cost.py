@@ -35,6 +35,8 @@ class Work:
         Of the model.
     evaluation_tokens, calibration_tokens
         Tokens that go through the model.
+    calibration_passes
+        How often the calibration tokens do.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Work:
     parameters: int
     evaluation_tokens: int
     calibration_tokens: int
+    calibration_passes: int = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,7 +135,9 @@ def _by_size(work: Work) -> Estimate:
         prune_s = 0.0
     elif work.calibration_tokens:
         prune_s = (
-            2 * forward_s * work.calibration_tokens + weights * _CALIBRATED_S + weights * _SOLVE_S / max(1, work.cores)
+            work.calibration_passes * forward_s * work.calibration_tokens
+            + weights * _CALIBRATED_S
+            + weights * _SOLVE_S / max(1, work.cores)
         )
     else:
         prune_s = weights * _SELECT_S

@@ -178,15 +178,58 @@ class Combination:
         """Prunable output heads."""
         return [p for p in self.in_layer(None) if p.kind == "linear"]
 
-    def statistics(self, walk: LayerWalk, layer: int) -> Statistics:
-        """Statistics of the inputs of every prunable linear of a layer, from the calibration stream.
+    def prune_layer(self, walk: LayerWalk, layer: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Pruned weights of a decoder layer, by name; the calibration stream has then gone through them.
 
-        The layer holds its unpruned weights; its inputs come from the pruned layers before it.
+        Parameters
+        ----------
+        walk
+            It holds the layer's dense weights; afterwards, where there is calibration text, the pruned ones.
+        layer
+            Decoder layer.
+        tensors
+            Its dense weights by name.
+        """
+        parameters = self.in_layer(layer)
+        if not self.pruning.true_sequential:
+            pruned = self.prune(parameters, tensors, self.statistics(walk, layer, parameters))
+        else:
+            pruned = {}
+            for group in self._input_groups(walk, layer, parameters):
+                found = self.prune(group, tensors, self.statistics(walk, layer, group))
+                walk.install({name: FORMATS.get("masked").encode(weight) for name, weight in found.items()})
+                pruned |= found
+        self.advance_calibration(walk, layer, pruned)
+        return {p.name: pruned[p.name] for p in parameters}
+
+    def _input_groups(self, walk: LayerWalk, layer: int, parameters: Sequence[Parameter]) -> list[list[Parameter]]:
+        """Linears of a layer in the order they run, those that read the same tensor (q/k/v, gate/up) together."""
+        if self.calibration is None:
+            return [list(parameters)]
+        by_name = {p.name: p for p in parameters}
+        groups: list[tuple[torch.Tensor, list[Parameter]]] = []
+
+        def observe(name: str, x: torch.Tensor) -> None:
+            for earlier, members in groups:
+                if earlier is x:
+                    members.append(by_name[name])
+                    return
+            groups.append((x, [by_name[name]]))
+
+        with walk.observing(by_name, observe):
+            walk.run(layer, self.calibration[0], walk.call(self.calibration_tokens[0]))
+        return [members for _, members in groups]
+
+    def statistics(self, walk: LayerWalk, layer: int, parameters: Sequence[Parameter]) -> Statistics:
+        """Statistics of the inputs of prunable linears of a layer, from the calibration stream.
+
+        The inputs come from the pruned layers before it and from the weights that the layer now holds: unpruned ones,
+        save for linears before these under ``true_sequential``.
         """
         hidden, lengths = self.calibration, self.calibration_tokens
         if hidden is None or self.method is None:
             return {}
-        wanted = [p.name for p in self.in_layer(layer)]
+        wanted = [p.name for p in parameters]
         return collect(
             walk,
             wanted,

@@ -167,9 +167,7 @@ class Compression:
 
     def _layer(self, walk: LayerWalk, combination: Combination, layer: int) -> Section:
         tensors = walk.load(layer)
-        statistics = combination.statistics(walk, layer)
-        pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
-        combination.advance_calibration(walk, layer, pruned)
+        pruned = combination.prune_layer(walk, layer, tensors)
         walk.unload(layer)
         _, biases = combination.biased(self.structure.in_layer(layer), tensors)
         return self._section(walk, layer, {**tensors, **biases}, pruned)

@@ -346,9 +346,7 @@ class _Walk:
         if not combination.open_tracks:
             return
         with combination.clock.phase("prune"):
-            statistics = combination.statistics(self.walk, layer)
-            pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
-            combination.advance_calibration(self.walk, layer, pruned)
+            pruned = combination.prune_layer(self.walk, layer, tensors)
         parameters, biases = combination.biased(self.structure.in_layer(layer), tensors)
         present = {**tensors, **pruned, **biases}
         for track in combination.open_tracks:

@@ -57,6 +57,7 @@ COMBINATION_AXES = (
     "allocation",
     "targets",
     "refit",
+    "true_sequential",
     "calibration_corpus",
     "calibration_windows",
     "calibration_window_tokens",
@@ -145,6 +146,8 @@ def axis_words(name: str, value: Any) -> str:
     """An axis and its value as a reader wants them."""
     if name == "refit":
         return "refit" if value else "no refit"
+    if name == "true_sequential":
+        return "layer statistics once" if missing(value) else "true sequential"
     if name == "options":
         options = json.loads(value)
         return " ".join(f"{key}={option}" for key, option in options.items()) or "default options"

@@ -26,6 +26,9 @@ def prune(
     allocation: Annotated[str, typer.Option(help="How the budget is spread over layers.")] = "default",
     target: Annotated[list[str] | None, typer.Option(help="Group to prune; may be repeated.")] = None,
     refit: Annotated[bool, typer.Option("--refit", help="Re-optimise the kept weights afterwards.")] = False,
+    true_sequential: Annotated[
+        bool, typer.Option("--true-sequential", help="Recompute statistics after each group of a layer's linears.")
+    ] = False,
     option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the method; may be repeated.")
     ] = None,
@@ -59,6 +62,7 @@ def prune(
         allocation=allocation,
         targets=tuple(target or DEFAULT_TARGETS),
         refit=refit,
+        true_sequential=true_sequential,
         seed=seed,
         variant=storage,
         calibration=Calibration(

@@ -25,6 +25,8 @@ def key_row(cell: Cell) -> dict[str, Any]:
         "allocation": pruning.allocation,
         "targets": "+".join(pruning.targets),
         "refit": pruning.refit,
+        # Null, not false: rows of the releases before this axis hold no value either.
+        "true_sequential": pruning.true_sequential or None,
         "variant": cell.variant,
         "calibration_corpus": calibration.corpus if calibration else None,
         "calibration_windows": calibration.windows if calibration else None,

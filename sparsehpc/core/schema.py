@@ -106,6 +106,7 @@ KEYS: Final = pa.schema(
         _field("allocation", pa.string(), "how the budget is spread over layers"),
         _field("targets", pa.string(), "groups that are pruned, joined by '+'"),
         _field("refit", pa.bool_(), "kept weights were re-optimised"),
+        _field("true_sequential", pa.bool_(), "statistics were recomputed inside each layer; null where not", True),
         _field("variant", pa.string(), "how the weights are stored and run"),
         _field("calibration_corpus", pa.string(), "text the method learned from", nullable=True),
         _field("calibration_windows", pa.int64(), "number of calibration windows", nullable=True),

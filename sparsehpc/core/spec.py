@@ -97,6 +97,8 @@ class Pruning:
         Groups whose linears are pruned.
     refit
         Re-optimise the kept weights afterwards.
+    true_sequential
+        Recompute statistics inside a layer, after each group of linears that read the same input is pruned.
     calibration
         Text the method learns from; None for methods without data.
     seed
@@ -110,6 +112,7 @@ class Pruning:
     allocation: str = "default"
     targets: tuple[str, ...] = DEFAULT_TARGETS
     refit: bool = False
+    true_sequential: bool = False
     calibration: Calibration | None = None
     seed: int = 0
 

@@ -161,6 +161,10 @@ class Method(ABC):
         if (reason := allocation.unsupported(pruning)) is not None:
             return reason
         pattern = parse_pattern(pruning.pattern)
+        if pruning.true_sequential and pattern.kind == "structured":
+            return f"pattern {pattern.name} decides over several linears at once; true_sequential takes them in turn"
+        if pruning.true_sequential and not cls.statistics and not pruning.refit:
+            return f"{cls.name} uses no statistics of a layer's inputs that true_sequential could recompute"
         if pattern.kind == "structured":
             return structured.unsupported(pruning, parameters)
         for parameter in parameters:

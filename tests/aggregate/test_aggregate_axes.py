@@ -21,7 +21,7 @@ from sparsehpc.core.layout import RunFolder
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, synthetic) -> RunFolder:
-    """Wanda with and without refit and with three seeds, magnitude with two option sets, two revisions of a model."""
+    """Wanda plain, refit and in turn with three seeds; magnitude with two option sets, two revisions of a model."""
     folder = RunFolder(tmp_path_factory.mktemp("axes") / "run")
     grid = {"sparsities": ("0.3", "0.5"), "variants": ("masked",), "windows": 16}
     wanda = synthetic.cells_of("tiny", methods=("wanda",), seeds=(0, 1, 2), **grid)
@@ -36,7 +36,10 @@ def run(tmp_path_factory, synthetic) -> RunFolder:
         for cell in magnitude
     ]
     other = [dataclasses.replace(cell, revision="abc123") for cell in synthetic.cells_of("tiny", **grid)]
-    cells = [*wanda, *refit, *magnitude, *options, *other]
+    in_turn = [
+        dataclasses.replace(cell, pruning=dataclasses.replace(cell.pruning, true_sequential=True)) for cell in refit
+    ]
+    cells = [*wanda, *refit, *in_turn, *magnitude, *options, *other]
     assert len({cell.cell_id for cell in cells}) == len(cells)
     synthetic.write_plan(folder, cells)
     for cell in cells:
@@ -48,15 +51,16 @@ def run(tmp_path_factory, synthetic) -> RunFolder:
 def test_ways_of_pruning_are_told_apart_by_every_axis(run):
     first, other = load(run)
     assert [method.words for method in first.methods] == [
-        "wanda (unstructured, no refit)",
-        "wanda (unstructured, refit)",
+        "wanda (unstructured, no refit, layer statistics once)",
+        "wanda (unstructured, refit, layer statistics once)",
+        "wanda (unstructured, refit, true sequential)",
         "magnitude (unstructured, default options)",
         "magnitude (unstructured, tie_rule=threshold)",
     ]
     assert [method.words for method in other.methods] == ["magnitude (unstructured)"]
     cells = [set(method.rows(first.pruned)["cell_id"]) for method in first.methods]
-    assert [len(ids) for ids in cells] == [6, 6, 2, 2]
-    assert len(set.union(*cells)) == 16
+    assert [len(ids) for ids in cells] == [6, 6, 6, 2, 2]
+    assert len(set.union(*cells)) == 22
 
 
 def test_revisions_of_a_model_do_not_meet(run):
@@ -67,7 +71,7 @@ def test_revisions_of_a_model_do_not_meet(run):
     assert set(other.groups["cell_id"]) == set(other.table["cell_id"])
     assert len(advise(run, Limits.parse("+50%"))) == 2
     tipping = read_table(run, "tipping").to_pandas()
-    assert len(tipping) == 2 * (3 + 3 + 1 + 1 + 1)
+    assert len(tipping) == 2 * (3 + 3 + 3 + 1 + 1 + 1)
 
 
 def test_seeds_are_a_mean_and_a_range(run):
@@ -78,8 +82,8 @@ def test_seeds_are_a_mean_and_a_range(run):
     assert found.loc[0.5, "seeds"] == 3
     assert found.loc[0.5, "value"] == pytest.approx(values.mean())
     assert (found.loc[0.5, "lo"], found.loc[0.5, "hi"]) == (values.min(), values.max())
-    one = first.over_seeds(first.methods[2], "perplexity").iloc[0]
-    row = first.methods[2].rows(first.pruned).iloc[0]
+    one = first.over_seeds(first.methods[3], "perplexity").iloc[0]
+    row = first.methods[3].rows(first.pruned).iloc[0]
     assert (one["lo"], one["hi"]) == (row["perplexity_lo"], row["perplexity_hi"])
 
 
@@ -87,7 +91,7 @@ def test_legends_name_what_varies_and_bands_say_what_they_are(run):
     for module in (agreement, perplexity):
         axes = module.draw(load(run)[0]).axes[0]
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert "masked, wanda unstructured refit, mean of 3 seeds" in labels
+        assert "masked, wanda unstructured refit, true sequential, mean of 3 seeds" in labels
         assert "masked, magnitude unstructured tie_rule=threshold" in labels
         notes = [text.get_text() for text in axes.texts]
         assert "bands: 95 % intervals and range over calibration seeds" in notes
@@ -109,13 +113,13 @@ def test_a_figure_of_one_method_shows_each_sparsity_once(run):
 def test_report_and_export_have_a_column_per_varying_axis(run, monkeypatch):
     monkeypatch.setattr("aggregate.report.draw_figures", lambda run: [])
     text = write_report(run).read_text(encoding="utf-8")
-    for heading in ("revision", "options", "refit", "calibration corpus"):
+    for heading in ("revision", "options", "refit", "true sequential", "calibration corpus"):
         assert f'<th scope="col">{heading}</th>' in text
     assert '<th scope="col">allocation</th>' not in text
     assert "mean of 3 calibration seeds" in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
     extras = data["cells"]["columns"]["extra"]
-    assert {"refit", "no refit", "tie_rule=threshold"} <= set(extras["names"])
+    assert {"refit, true sequential", "no refit, layer statistics once", "tie_rule=threshold"} <= set(extras["names"])
     assert len(data["models"]) == 2
     head = export_table(run).splitlines()[0]
     assert "| revision |" in head

@@ -9,6 +9,7 @@ import pytest
 from jobs.plan import Plan, make_plan
 from jobs.study import parse_study
 from sparsehpc.core.errors import UserErrors
+from sparsehpc.core.keys import key_row
 from sparsehpc.core.spec import Cell, Pruning, Windows
 
 HEAD = '[study]\nname = "p"\nseed = 718\n[[models]]\nid = "random:opt-125m"\n'
@@ -195,6 +196,7 @@ def test_ids_never_move() -> None:
 def test_every_axis_at_its_default_leaves_the_ids() -> None:
     grid = '[grid]\nmethods = ["magnitude"]\nsparsities = [0.3]\nvariants = ["masked", "csr"]\n'
     aloud = 'patterns = ["unstructured"]\nallocation = "default"\ntargets = ["attention", "mlp"]\nrefit = false\n'
+    aloud += "true_sequential = false\n"
     assert [c.cell_id for c in plan_of(grid).cells] == [c.cell_id for c in plan_of(grid + aloud).cells]
     assert [c.cell_id for c in plan_of(grid).cells] == [c.cell_id for c in plan_of(grid, TAIL + CALIBRATION).cells]
 
@@ -207,6 +209,7 @@ def test_everything_that_decides_a_result_decides_the_id() -> None:
         ("= 4\n", "= 5\n"), ("window_tokens = 512", "window_tokens = 256"), ('"csr"', '"masked"'),
         ('"wanda"', '"ria"'), ('id = "random:opt-125m"', 'dtype = "float16"\nid = "random:opt-125m"'),
         ("random:opt-125m", "random:opt-350m"), ("[0, 3]", "[1, 3]"), ("variants", 'targets = ["mlp"]\nvariants'),
+        ("variants", "true_sequential = true\nvariants"), ("variants", "refit = true\nvariants"),
     ]  # fmt: skip
     ids = [make_plan(parse_study(base.replace(*change, 1), Path("p.toml"))).cells[-2].cell_id for change in changes]
     assert len(set(ids)) == len(ids)
@@ -232,6 +235,23 @@ def test_a_field_added_with_a_default_would_leave_the_id() -> None:
     }
     shown = Cell(model="m", evaluation=windows, pruning=Pruning(method="magnitude", sparsity="0.3")).identity()
     assert shown["pruning"] == {"method": "magnitude", "sparsity": "0.3"}
+
+
+def test_true_sequential_is_an_axis_of_methods_with_statistics() -> None:
+    plan = plan_of(
+        '[grid]\nmethods = ["magnitude", "wanda"]\nsparsities = [0.5]\nvariants = ["csr"]\n'
+        "true_sequential = [false, true]\n",
+        TAIL + CALIBRATION.replace("[0, 3]", "[0]"),
+    )
+    assert [(c.pruning.method, c.pruning.true_sequential) for c in plan.cells[1:]] == [
+        ("magnitude", False),
+        ("wanda", False),
+        ("wanda", True),
+    ]
+    (dropped,) = plan.dropped
+    assert dropped.reason == "magnitude uses no statistics of a layer's inputs that true_sequential could recompute"
+    assert [key_row(c)["true_sequential"] for c in plan.cells] == [None, None, None, True]
+    assert Cell.from_json(plan.cells[3].to_json()) == plan.cells[3]
 
 
 def test_ten_thousand_cells_are_all_different() -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from oracles import published_pruning as published
+from oracles.true_sequential import prune_in_turn
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
+from sparsehpc.compress import Compression
+from sparsehpc.core.errors import UserError
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
+from sparsehpc.models.structure import Parameter
 from sparsehpc.pipeline import run_cells
 from sparsehpc.pruning.allocation import owl_budgets
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Site, make_method
@@ -237,3 +243,116 @@ def test_a_compact_structured_model_is_smaller_and_says_the_same(tiny_snapshot, 
     assert nll[0] == pytest.approx(nll[1], rel=1e-5)  # the same sums in another order
     biases = [r for r in found["masked"].measurements if r.subject == "model.layers.0.mlp.down_proj.bias"]
     assert biases
+
+
+# -- statistics recomputed inside a layer -------------------------------------------------------------------------
+
+
+def stored_weights(pruning, snapshot):
+    """Pruned weights by name, from the walk that writes a model."""
+    sections = Compression(snapshot, pruning, "masked", calibration=TEXT).sections()
+    return {name: stored.decode() for section in sections for name, stored in section.stored.items()}
+
+
+def in_turn(pruning, snapshot, prune):
+    """The same from a whole model and the plain restatement; and the model's NLL on the evaluation text."""
+    model = AutoModelForCausalLM.from_pretrained(snapshot.path).float().eval()
+    structure = snapshot.structure
+    texts = [torch.from_numpy(ids) for ids in TEXT.ids]
+    names = {layer: [p.name for p in structure.prunable(pruning.targets) if p.layer == layer] for layer in range(3)}
+    nll = 0.0
+    with torch.no_grad():
+        for layer in range(structure.layers):
+            prune_in_turn(model, names[layer], structure.model_type, texts, prune)
+        for ids in EVALUATION.ids:
+            logits = model(torch.from_numpy(ids)[None]).logits[0, :-1].double()
+            nll += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids)[1:], reduction="sum"))
+    state = dict(model.named_parameters())
+    return {name: state[name].data for layer in names.values() for name in layer}, nll
+
+
+def ours(pruning):
+    """One weight through the method as it is, from all its inputs at once."""
+    method = make_method(pruning)
+
+    def prune(name, weight, inputs):
+        found = collector(method.wanted_statistics, inputs.shape[1])
+        found.add(inputs, name)
+        return method.apply(
+            weight, Site(Parameter(name, tuple(weight.shape), "mlp", "linear", 0, "x"), 0), found.result()
+        ).weight
+
+    return prune
+
+
+IN_TURN = [
+    *((family, {"method": "wanda"}) for family in ("opt", "opt-post-norm", "gpt_neox", "gpt_neox-sequential", "llama")),
+    *((family, {"method": "sparsegpt"}) for family in ("opt", "gpt_neox", "llama")),
+    ("llama", {"method": "ria", "pattern": "2:4"}),
+    ("llama", {"method": "wanda", "refit": True}),
+    ("opt", {"method": "magnitude-rowwise", "refit": True}),
+    ("llama", {"method": "wanda", "targets": ("mlp",)}),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), IN_TURN, ids=[f"{family}-{'-'.join(map(str, c.values()))}" for family, c in IN_TURN]
+)
+def test_true_sequential_equals_the_plain_restatement(family, changes, tiny_snapshot, tmp_path):
+    changes = {"pattern": "unstructured", **changes}
+    pruning = Pruning(sparsity="0.5", calibration=CALIBRATION, true_sequential=True, **changes)
+    snapshot = tiny_snapshot(FAMILIES[family])
+    published_code = changes == {"method": "wanda", "pattern": "unstructured"}
+    prune = (lambda name, weight, x: published.wanda(weight, [x.double()], 0.5)) if published_code else ours(pruning)
+    expected, expected_nll = in_turn(pruning, snapshot, prune)
+    found = stored_weights(pruning, snapshot)
+    assert set(found) == set(expected)
+    for name, weight in expected.items():
+        assert torch.equal(found[name] == 0, weight == 0), name
+        # The same products, summed over one window at a time instead of all.
+        assert torch.allclose(found[name], weight, atol=1e-4), name
+    nonzero, nll = walk(pruning, snapshot, tmp_path)
+    assert {name: nonzero[name] for name in expected} == {name: int((w != 0).sum()) for name, w in expected.items()}
+    assert nll == pytest.approx(expected_nll, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "same"),
+    [
+        ("opt", {"q_proj", "k_proj", "v_proj"}),
+        ("llama", {"q_proj", "k_proj", "v_proj"}),
+        ("gpt_neox-sequential", {"query_key_value"}),
+        # With a parallel residual the MLP reads what enters the layer: pruned attention does not reach it.
+        ("gpt_neox", {"query_key_value", "dense_h_to_4h"}),
+    ],
+)
+def test_true_sequential_moves_what_reads_pruned_linears_and_nothing_else(family, same, tiny_snapshot):
+    once = Pruning(method="sparsegpt", pattern="unstructured", sparsity="0.5", calibration=CALIBRATION)
+    snapshot = tiny_snapshot(FAMILIES[family])
+    before = stored_weights(once, snapshot)
+    after = stored_weights(dataclasses.replace(once, true_sequential=True), snapshot)
+    first = {p.name: p.projection for p in snapshot.structure.prunable(once.targets) if p.layer == 0}
+    assert {projection for name, projection in first.items() if torch.equal(before[name], after[name])} == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"method": "magnitude"}, "magnitude uses no statistics"),
+        ({"method": "random"}, "random uses no statistics"),
+        # OWL's norms are those of the dense model.
+        ({"method": "magnitude-layerwise", "allocation": "owl"}, "magnitude-layerwise uses no statistics"),
+        ({"method": "wanda", "pattern": "neurons"}, "pattern neurons decides"),
+        ({"method": "flap", "pattern": "heads"}, "pattern heads decides"),
+        ({"method": "block-influence", "pattern": "layers"}, "pattern layers decides"),
+    ],
+)
+def test_true_sequential_is_refused_where_there_is_nothing_to_recompute(changes, reason, tiny_snapshot):
+    pruning = Pruning(
+        sparsity="0.4", calibration=CALIBRATION, true_sequential=True, **{"pattern": "unstructured", **changes}
+    )
+    snapshot = tiny_snapshot(FAMILIES["llama"])
+    found = METHODS.get(pruning.method).unsupported(pruning, snapshot.structure.prunable(pruning.targets))
+    assert found.startswith(reason)
+    with pytest.raises(UserError, match=reason):
+        Compression(snapshot, pruning, "masked", calibration=TEXT)
