@@ -58,7 +58,8 @@ def refuse_links(run: RunFolder) -> None:
 def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
     """Make a run folder for a plan, or open the one that was made for the same plan.
 
-    Resources may change between two openings (they do not decide results); study and plan are then written anew.
+    Resources may change between two openings (they do not decide results); study and plan are then written anew. So
+    they are where the run never began, because its texts or models could not be read: the study may then be repaired.
 
     Raises
     ------
@@ -68,9 +69,10 @@ def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
     run = RunFolder(folder)
     _check_place(folder)
     refuse_links(run)
-    if run.plan.exists():
+    begun = run.inputs.exists() or run.cells.exists() or run.submissions.exists()
+    if run.plan.exists() and begun:
         _same_study(run, study, cells)
-    if not run.study.exists() or run.study.read_text(encoding="utf-8") != study.text or not run.plan.exists():
+    if not begun or not run.plan.exists() or not run.study.exists() or _study_text(run) != study.text:
         write_text(run.study, study.text)
         write_plan(run.plan, cells)
     run.logs.mkdir(exist_ok=True)  # Slurm does not make the folder that a log is to go into
@@ -114,9 +116,13 @@ def _same_study(run: RunFolder, study: Study, cells: Sequence[Cell]) -> None:
     )
 
 
+def _study_text(run: RunFolder) -> str:
+    return run.study.read_text(encoding="utf-8")
+
+
 def _stored_study(run: RunFolder) -> dict[str, Any]:
     try:
-        return tomllib.loads(run.study.read_text(encoding="utf-8"))
+        return tomllib.loads(_study_text(run))
     except (OSError, ValueError) as error:
         raise UserError(f"{run.study} cannot be read: {error}", "name a new folder with --out") from error
 

@@ -57,7 +57,10 @@ def variant_names() -> list[str]:
 
 def show(value: object) -> str:
     """Value of a file as a message shows it: one line, no control characters, not endless."""
-    text = str(value) if isinstance(value, Decimal) else repr(value)
+    if isinstance(value, list | tuple):
+        text = f"[{', '.join(map(show, value))}]"
+    else:
+        text = str(value) if isinstance(value, Decimal) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

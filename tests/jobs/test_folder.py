@@ -21,9 +21,12 @@ from .conftest import TINY, Answer, write_study
 
 
 def opened(folder: Path, text: str, place: Path) -> Path:
+    """Run folder that has fixed what it reads, as every run that began."""
     path = write_study(place, text)
     study = parse_study(text, path)
-    return open_run(folder, study, make_plan(study).cells).root
+    run = open_run(folder, study, make_plan(study).cells)
+    run.inputs.touch()
+    return run.root
 
 
 def test_made_once_and_opened_again(tmp_path: Path) -> None:
@@ -61,6 +64,21 @@ def test_another_second_model_is_named_by_its_place(tmp_path: Path) -> None:
     other = TINY.replace("[grid]", '[[models]]\nid = "random:opt-125m"\nresource = "small"\n\n[grid]')
     with pytest.raises(UserErrors, match=r"models\[2\] is absent there"):
         opened(tmp_path / "run", other, tmp_path)
+
+
+def test_a_study_that_could_not_start_may_be_repaired(tmp_path: Path, cli: Callable[..., Answer]) -> None:
+    """Nothing was computed from the first try: the same folder takes the study once it is right."""
+    out = tmp_path / "run"
+    write_study(tmp_path, TINY.replace("lines:texts.txt", "lines:text.txt"))
+    assert "there is no file text.txt" in cli("run", tmp_path / "tiny.toml", "--out", out).err
+    write_study(tmp_path, TINY)
+    (tmp_path / "texts.txt").write_text(" \n")
+    assert "holds no text" in cli("run", tmp_path / "tiny.toml", "--out", out).err
+    write_study(tmp_path, TINY)
+    assert run_study(tmp_path / "tiny.toml", executor="debug", out=out, quiet=True, summary=False).complete
+    assert (out / "study.toml").read_text(encoding="utf-8") == TINY
+    with pytest.raises(UserErrors, match="was made from another study"):
+        opened(out, TINY.replace("[0.5]", "[0.25]"), tmp_path)
 
 
 def test_resources_and_comments_may_change(tmp_path: Path) -> None:

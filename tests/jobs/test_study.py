@@ -74,7 +74,7 @@ def test_a_short_file_is_enough_and_defaults_are_filled_in() -> None:
         ("[0.3]", "[" * 5000 + "]" * 5000, ["nested too deeply"]),
         ("[0.3]", "[]", ["grid.sparsities is empty"]),
         ("[0.3]", "0.3", ["grid.sparsities is 0.3", "a list"]),
-        ("[0.3]", "[0.3, 0.30]", ["grid.sparsities", "0.3", "twice"]),
+        ("[0.3]", "[0.3, 0.30]", ["grid.sparsities is [0.3, 0.30]", "0.3 is there twice"]),
         ('["masked"]', '["masked", "masked"]', ["grid.variants", "'masked' is there twice"]),
         ('"good"', '"../up"', ["study.name is '../up'", "letters, digits"]),
         ('"good"', '"a/b"', ["study.name is 'a/b'"]),
