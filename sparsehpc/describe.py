@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sparsehpc.core.errors import UserError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DTYPE_BYTES, Cell
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.metrics.base import ModelView, TensorView
 from sparsehpc.metrics.measures.structure import Structure
-from sparsehpc.pruning.base import METHODS, Site, make_method
+from sparsehpc.pruning.base import Site, make_method
 
 if TYPE_CHECKING:
     from sparsehpc.models.snapshot import Snapshot
@@ -51,17 +50,10 @@ def describe_pruned(
         The model.
     progress
         Called with tensors done and tensors in all.
-
-    Raises
-    ------
-    UserError
-        The method needs calibration text: only a run has it.
     """
     from sparsehpc.tracks import tensor_view
 
     pruning = cell.pruning
-    if METHODS.get(pruning.method).needs_calibration(pruning.allocation, pruning.refit):
-        raise UserError(f"method {pruning.method!r} needs calibration text", "sparsehpc run STUDY measures it")
     structure = snapshot.structure
     parameters = structure.prunable(pruning.targets)
     sites = {p.name: Site(p, index) for index, p in enumerate(parameters)}

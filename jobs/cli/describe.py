@@ -19,7 +19,7 @@ _CONVENTIONS = {
 @app.command()
 def describe(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model as a study names it.", show_default=False)],
-    sparsity: Annotated[str, typer.Option(help="Prune so much of the prunable weights, e.g. 0.3.")] = "",
+    sparsity: Annotated[str, typer.Option(help="Prune so much of the prunable weights, e.g. 0.3; else dense.")] = "",
     method: Annotated[str, typer.Option(help="Pruning method without calibration data.")] = "magnitude",
     pattern: Annotated[str, typer.Option(help="Pattern of zeros.")] = "unstructured",
     variant: Annotated[str, typer.Option(help="Storage format.")] = "csr",
@@ -33,6 +33,9 @@ def describe(
     from jobs.describe import describe as describe_model
     from sparsehpc.core.errors import UserError, unknown
     from sparsehpc.core.spec import DTYPES
+    from sparsehpc.formats.base import FORMATS
+    from sparsehpc.pruning.base import METHODS
+    from sparsehpc.pruning.patterns import parse_pattern
 
     if dtype not in DTYPES:
         raise UserError(unknown("dtype", dtype, DTYPES))
@@ -43,6 +46,12 @@ def describe(
             legal = False
         if not legal:
             raise UserError(f"sparsity {sparsity!r} is not a number from 0 to 1", "for example --sparsity 0.3")
+    METHODS.get(method)
+    FORMATS.get(variant)
+    given = {"method": method != "magnitude", "pattern": pattern != "unstructured", "variant": variant != "csr"}
+    if not sparsity and any(given.values()) and parse_pattern(pattern).fixed_sparsity is None:
+        named = " and ".join(f"--{name}" for name, present in given.items() if present)
+        raise UserError(f"{named} says how weights are pruned, but not how many", "add --sparsity, e.g. 0.3")
     found = describe_model(
         model,
         revision=revision or None,
@@ -58,7 +67,7 @@ def describe(
     what = (
         "dense" if found["dense"] else f"{found['method']} {found['pattern']} {found['sparsity']}, {found['variant']}"
     )
-    echo(f"{model}, {dtype}, {what}")
+    echo(f"{model}, {dtype}, {what}{', untrained: random weights' if model.startswith('random:') else ''}")
     for convention, meaning in _CONVENTIONS.items():
         echo(f"\n{meaning}")
         entries = found["conventions"][convention]
