@@ -23,14 +23,11 @@ class ClusterLimits:
     ----------
     max_array_size
         Slurm's MaxArraySize: the largest index of an array is one less.
-    max_job_count
-        Jobs the controller keeps at once.
     max_submit
         Jobs this user may have in the queue at once (the least of what associations say).
     """
 
     max_array_size: int | None = None
-    max_job_count: int | None = None
     max_submit: int | None = None
 
 
@@ -61,7 +58,7 @@ def read_limits(*, accounting: bool = True) -> ClusterLimits:
         )
         numbers = [int(word) for word in re.findall(r"\d+", rows or "")]
         max_submit = min(numbers, default=None)
-    return ClusterLimits(_number(config, "MaxArraySize"), _number(config, "MaxJobCount"), max_submit)
+    return ClusterLimits(_number(config, "MaxArraySize"), max_submit)
 
 
 def array_tasks(limits: Limits, cluster: ClusterLimits) -> int:

