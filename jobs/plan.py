@@ -72,7 +72,8 @@ def make_plan(study: Study) -> Plan:
     Raises
     ------
     UserErrors
-        Where cells are there twice, targets or windows do not suit a model, or a config cannot be found.
+        Where cells are there twice, targets or windows do not suit a model, a config cannot be found, or none of the
+        combinations can be.
     """
     problems: list[str] = []
     cells: list[Cell] = []
@@ -87,6 +88,11 @@ def make_plan(study: Study) -> Plan:
         problems += _unsuitable(study, model, structure, f"models[{number}]")
         cells += _Planner(study, model, structure, dropped, problems).cells()
     problems += _duplicates(cells)
+    if dropped and not problems and all(cell.pruning.is_dense for cell in cells):
+        problems += [
+            f"nothing is left to prune: {entry.method} {entry.pattern} of {entry.model}: {entry.reason}"
+            for entry in dropped
+        ]
     if problems:
         raise UserErrors(f"study file {study.path}", problems)
     counted = tuple(dataclasses.replace(entry, cells=count) for entry, count in dropped.items())

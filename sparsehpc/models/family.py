@@ -35,6 +35,7 @@ class ParameterList:
         kind: Any,
         layer: int | None,
         head_size: int = 0,
+        post_norm: bool = False,
     ) -> None:
         self.items.append(
             Parameter(
@@ -45,6 +46,7 @@ class ParameterList:
                 layer=layer,
                 projection=module.rpartition(".")[2],
                 head_size=head_size,
+                post_norm=post_norm,
             )
         )
 
@@ -58,12 +60,14 @@ class ParameterList:
         bias: bool,
         layer: int | None = None,
         head_size: int = 0,
+        post_norm: bool = False,
     ) -> None:
         """Append ``weight`` (outputs x inputs) and perhaps ``bias`` of a linear.
 
         Those of attention say how large a head is; the one that reads the heads comes after those that write them.
+        ``post_norm`` is that of `Parameter`.
         """
-        self._add(module, "weight", (outputs, inputs), group, "linear", layer, head_size)
+        self._add(module, "weight", (outputs, inputs), group, "linear", layer, head_size, post_norm)
         if bias:
             self._add(module, "bias", (outputs,), group, "bias", layer)
 

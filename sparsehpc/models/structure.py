@@ -33,6 +33,9 @@ class Parameter:
         Name of the parameter whose storage this one shares; it occupies no bytes of its own.
     head_size
         Features of one attention head, for the linears of attention; 0 elsewhere.
+    post_norm
+        Whether its decoder layer normalises after the residual connection, so that even an empty layer changes what
+        passes through it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Parameter:
     projection: str
     tied_to: str | None = None
     head_size: int = 0
+    post_norm: bool = False
 
     @property
     def numel(self) -> int:

@@ -118,6 +118,11 @@ def unsupported(pruning: Pruning, parameters: Sequence[Parameter]) -> str | None
             f"pattern {pruning.pattern} takes whole {pruning.pattern}; allocation {pruning.allocation} spreads weights"
         )
     if pruning.pattern == "layers":
+        if any(p.post_norm for p in parameters):
+            return (
+                "pattern layers leaves residual connections alone, but this model normalises behind them, so that "
+                "an empty layer is not the same as none"
+            )
         count = len({p.layer for p in parameters if p.layer is not None})
         return _leaves_none(pruning, count, "the model")
     for units in units_by_layer(parameters, pruning.pattern):

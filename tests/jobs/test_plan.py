@@ -147,6 +147,30 @@ def test_a_pattern_that_does_not_divide_a_width_is_dropped_with_the_tensor(tmp_p
     assert "4" in dropped.reason
 
 
+IMPOSSIBLE = {
+    "an empty layer is not the same as none": ("block-influence", 'patterns = ["layers"]\nsparsities = [0.2]'),
+    "leaves none of the 16 heads": ("wanda", 'patterns = ["heads"]\nsparsities = [1.0]'),
+    "more than all of a layer": ("sparsegpt", 'allocation = "owl"\nsparsities = [0.9]'),
+    "targets lack mlp": ("wanda", 'patterns = ["neurons"]\ntargets = ["attention"]\nsparsities = [0.5]'),
+    "flap has no refit": ("flap", 'patterns = ["heads"]\nrefit = true\nsparsities = [0.5]'),
+}
+
+
+@pytest.mark.parametrize("reason", IMPOSSIBLE)
+def test_a_study_of_nothing_that_can_be_fails_with_the_reason(reason: str) -> None:
+    method, axes = IMPOSSIBLE[reason]
+    # Post-norm: what an empty layer passes on is still normalised.
+    head, tail = HEAD.replace("opt-125m", "opt-350m"), TAIL + CALIBRATION.replace("[0, 3]", "[0]")
+    grid = f'[[grid]]\nmethods = ["{method}"]\n{axes}\nvariants = ["masked"]\n'
+    with pytest.raises(UserErrors, match=f"nothing is left to prune: {method} .*{reason}"):
+        plan_of(grid, tail, head)
+    # Beside something that can be it is left out, and listed.
+    more = '[[grid]]\nmethods = ["magnitude"]\nsparsities = [0.5]\nvariants = ["masked"]\n'
+    plan = plan_of(grid + more, tail, head)
+    assert reason in plan.dropped[0].reason
+    assert keys(plan)[1:] == [("magnitude", "unstructured", "0.5", "masked")]
+
+
 def test_only_methods_that_learn_have_calibration_seeds() -> None:
     plan = plan_of(
         '[grid]\nmethods = ["magnitude", "wanda"]\nsparsities = [0.5]\nvariants = ["masked"]\n', TAIL + CALIBRATION

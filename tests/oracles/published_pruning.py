@@ -6,6 +6,8 @@ Written from the papers and their public code's behaviour, with that code's conv
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -77,6 +79,62 @@ def ria(weight: torch.Tensor, inputs: torch.Tensor, sparsity: float, exponent: f
     scores = (size / size.sum(0) + size / size.sum(1, keepdim=True)) * inputs.norm(dim=0) ** exponent
     order = scores.sort(dim=1, stable=True).indices[:, : int(weight.shape[1] * sparsity)]
     return weight.clone().scatter_(1, order, 0)
+
+
+def alps(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    keep: Callable[[torch.Tensor], torch.Tensor],
+    rho: float = 0.1,
+    iterations: int = 300,
+    ridge: float = 0.01,
+) -> torch.Tensor:
+    """ALPS: ADMM on unit-norm columns whose penalty follows the support, then ten steps of conjugate gradients.
+
+    ``keep`` maps out_features x in_features values to the mask of those that stay. Every inverse is a plain solve.
+    Its public code restarts from the dense weights when the support moves too little at first, and only divides the
+    penalty when it does not move at all; here it restarts in both cases.
+    """
+    h = hessian + ridge * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
+    norm = h.diagonal().sqrt()
+    h = h / norm / norm[:, None]
+    dense = (weight * norm).T
+    eye = torch.eye(len(h)).to(h)
+
+    def project(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(keep(values.T.abs()).T, values, 0)
+
+    start = project(dense)
+    b, d, v, support = dense, start, torch.zeros_like(dense), start != 0
+    kept, started = int(support.sum()), False
+    for iteration in range(1, iterations + 1):
+        b = torch.linalg.solve(h + rho * eye, h @ dense - v + rho * d)
+        d = project(b + v / rho)
+        v = v + rho * (b - d)
+        if iteration % 3:
+            continue
+        change = int(((d != 0) != support).sum())
+        support = d != 0
+        started = started or change / kept > 0.005
+        if started and (not change or (iteration > 30 and change / kept < 3e-4)):
+            break
+        if started:
+            rho *= 1.3 if change / kept > 0.1 else 1.2 if change / kept > 0.005 else 1.1
+        else:
+            rho /= 5
+            b, d, v, support = dense, start, torch.zeros_like(dense), start != 0
+    b = project(b)
+    support = b != 0
+    residual = torch.where(support, h @ (dense - b), 0)
+    direction = residual
+    for _ in range(10):
+        image = h @ direction
+        power = residual.square().sum(0)
+        step = power / (direction * image).sum(0).clamp_min(1e-300)
+        b = b + step * direction
+        residual = torch.where(support, residual - step * image, 0)
+        direction = residual + residual.square().sum(0) / power.clamp_min(1e-300) * direction
+    return (b / norm[:, None]).T
 
 
 def best_refit(weight: torch.Tensor, mask: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:

@@ -195,6 +195,26 @@ def test_admm_comes_near_the_best_of_all_masks(seed):
     assert errors[0] * (1 - 1e-6) <= found <= errors[len(errors) // 10]  # among the best tenth of 70 masks
 
 
+@pytest.mark.parametrize(("sparsity", "pattern"), [("0.5", "unstructured"), ("0.7", "unstructured"), ("0.5", "4:8")])
+def test_admm_equals_the_published_algorithm(sparsity, pattern):
+    weight, x = problem(rows=24, columns=96, tokens=300)
+    hessian = x.double().T @ x.double()
+    count = weight.numel() - int(float(sparsity) * weight.numel())
+
+    def keep(values):
+        groups = values.reshape(-1, 8) if pattern == "4:8" else values.reshape(1, -1)
+        top = groups.topk(4 if pattern == "4:8" else count, dim=1).indices
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, top, True).view(values.shape)
+
+    expected = published.alps(weight.double(), hessian, keep)
+    pruned = run("admm", weight, x, sparsity, pattern).weight
+    assert int((expected != 0).sum()) == int((pruned != 0).sum()) == count
+    # Ours iterates in float32, so that a few weights beside the threshold may end on the other side.
+    assert int(((pruned == 0) != (expected == 0)).sum()) <= 0.01 * weight.numel()
+    ours, theirs = (published.output_error(weight, w, hessian) for w in (pruned, expected))
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_each_method_beats_the_simpler_one_on_correlated_inputs(pattern):
     weight, x = problem(rows=48, columns=256, tokens=2000)

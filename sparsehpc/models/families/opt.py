@@ -17,6 +17,7 @@ def _build(config: Mapping[str, Any]) -> Structure:
     word = config["word_embed_proj_dim"] or hidden
     head = hidden // config["num_attention_heads"]
     bias, affine = config["enable_bias"], config["layer_norm_elementwise_affine"]
+    post = not config["do_layer_norm_before"]
     decoder = "model.decoder"
     p = ParameterList()
     p.embedding(f"{decoder}.embed_tokens", vocab, word)
@@ -30,12 +31,19 @@ def _build(config: Mapping[str, Any]) -> Structure:
         here = f"{decoder}.layers.{layer}"
         for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
             p.linear(
-                f"{here}.self_attn.{projection}", "attention", hidden, hidden, bias=bias, layer=layer, head_size=head
+                f"{here}.self_attn.{projection}",
+                "attention",
+                hidden,
+                hidden,
+                bias=bias,
+                layer=layer,
+                head_size=head,
+                post_norm=post,
             )
         if affine:
             p.norm(f"{here}.self_attn_layer_norm", hidden, bias=True, layer=layer)
-        p.linear(f"{here}.fc1", "mlp", config["ffn_dim"], hidden, bias=bias, layer=layer)
-        p.linear(f"{here}.fc2", "mlp", hidden, config["ffn_dim"], bias=bias, layer=layer)
+        p.linear(f"{here}.fc1", "mlp", config["ffn_dim"], hidden, bias=bias, layer=layer, post_norm=post)
+        p.linear(f"{here}.fc2", "mlp", hidden, config["ffn_dim"], bias=bias, layer=layer, post_norm=post)
         if affine:
             p.norm(f"{here}.final_layer_norm", hidden, bias=True, layer=layer)
     tied = f"{decoder}.embed_tokens.weight" if config["tie_word_embeddings"] else None

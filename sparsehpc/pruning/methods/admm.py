@@ -157,7 +157,13 @@ def alternate(
     """
     import torch
 
-    values, vectors = torch.linalg.eigh(gram)
+    # Several threads give other eigenvectors, and masks that follow from them; they gain little here.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        values, vectors = torch.linalg.eigh(gram)
+    finally:
+        torch.set_num_threads(threads)
     basis, values = vectors.float(), values.float()[:, None]
     target = gram.float() @ dense
 
