@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from aggregate import statistics
+from aggregate.floor import NO_MEASURABLE_DIFFERENCE
 from aggregate.statistics import Floats
 
 #: Which way a figure is better; figures that are not listed are neither.
@@ -72,7 +73,9 @@ class WindowSums:
         return rows[f"{metric}_numerator"].to_numpy(float), rows[f"{metric}_denominator"].to_numpy(float)
 
 
-def difference(metric: str, first: tuple[Floats, Floats] | None, second: tuple[Floats, Floats] | None) -> Difference:
+def difference(
+    metric: str, first: tuple[Floats, Floats] | None, second: tuple[Floats, Floats] | None, floor: float = 0.0
+) -> Difference:
     """Compare a figure of two cells window by window.
 
     Parameters
@@ -81,6 +84,8 @@ def difference(metric: str, first: tuple[Floats, Floats] | None, second: tuple[F
         Name of the figure.
     first, second
         Numerators and denominators by window, from `WindowSums.get`.
+    floor
+        Smallest difference that can be measured (`aggregate.floor`).
     """
     if first is None or second is None:
         return _unknown("it was not measured per window in both")
@@ -91,8 +96,8 @@ def difference(metric: str, first: tuple[Floats, Floats] | None, second: tuple[F
     bounds = statistics.ratio_interval(top, bottom)
     lo, hi = float(bounds.lo[0]), float(bounds.hi[0])
     scale = max(abs(first[0].sum() / bottom.sum()), abs(second[0].sum() / bottom.sum()), 1e-300)
-    if abs(value) <= NO_DIFFERENCE * scale:
-        return Difference(SAME, value, lo, hi, "no measurable difference")
+    if abs(value) <= max(NO_DIFFERENCE * scale, floor):
+        return Difference(SAME, value, lo, hi, NO_MEASURABLE_DIFFERENCE)
     if math.isnan(lo):
         units = len(first[0])
         if units >= statistics.FEWEST_UNITS:
@@ -113,7 +118,9 @@ def exact(metric: str, first: float, second: float) -> Difference:
     return Difference(SAME if change == 0 else _direction(metric, change), change, math.nan, math.nan)
 
 
-def not_worse_than_best(metric: str, cells: Iterable[tuple[str, float]], sums: WindowSums) -> set[str]:
+def not_worse_than_best(
+    metric: str, cells: Iterable[tuple[str, float]], sums: WindowSums, floor: float = 0.0
+) -> set[str]:
     """Cells that cannot be told from the best of them.
 
     Parameters
@@ -124,6 +131,8 @@ def not_worse_than_best(metric: str, cells: Iterable[tuple[str, float]], sums: W
         Cell ids and the figure.
     sums
         Windows of all of them; a figure without windows is compared exactly.
+    floor
+        Smallest difference that can be measured.
     """
     known = [(cell, value) for cell, value in cells if not math.isnan(value)]
     if metric not in BETTER or not known:
@@ -133,7 +142,7 @@ def not_worse_than_best(metric: str, cells: Iterable[tuple[str, float]], sums: W
     chosen = {best}
     for cell, value in known:
         first, second = sums.get(best, metric), sums.get(cell, metric)
-        found = exact(metric, best_value, value) if first is None else difference(metric, first, second)
+        found = exact(metric, best_value, value) if first is None else difference(metric, first, second, floor)
         if found.verdict == SAME:
             chosen.add(cell)
     return chosen

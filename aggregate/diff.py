@@ -15,6 +15,7 @@ from aggregate.describe import provenance_of
 from aggregate.export import markdown
 from aggregate.figures.data import Record, missing, records
 from aggregate.figures.style import number, percent
+from aggregate.floor import floor_of
 from aggregate.private import public, scrub
 from aggregate.tables import read_table
 from sparsehpc.core.layout import RunFolder
@@ -187,7 +188,9 @@ def _lines(first: RunFolder, second: RunFolder, plans: list[pd.DataFrame], commo
             elif all(math.isnan(value) for value in values):
                 continue
             elif paired:
-                found = difference(metric, *(each.get(cell, metric) for each in sums))
+                floor = max(floor_of(metric, row or {}) for row in rows)
+                there, here = (each.get(cell, metric) for each in sums)
+                found = difference(metric, there, here, floor)
             else:
                 found = exact(metric, *values)
                 if metric == "params_nonzero" and found.verdict == UNKNOWN and not math.isnan(found.value):

@@ -18,6 +18,7 @@ from aggregate.compare import BETTER, WindowSums, not_worse_than_best
 from aggregate.describe import citation, methods_paragraph
 from aggregate.figures.data import Record, extra_columns, missing, records
 from aggregate.figures.style import MIB, number, percent
+from aggregate.floor import DAGGER, DAGGER_NOTE, floor_of, is_dense_but_for_rounding
 from aggregate.private import scrub
 from aggregate.tables import TABLES, read_table
 from sparsehpc.core.errors import UserError, UserErrors, unknown
@@ -167,14 +168,27 @@ def _pretty(run: RunFolder, source: pa.Table, columns: list[str], kind: str, tab
         [_text(row, name, source.schema.field(name), row.get("cell_id") in best.get(name, ())) for name in columns]
         for row in records(frame)
     ]
+    daggers = _add_daggers(records(frame), columns, body) if table == "global" else False
     right = [
         pa.types.is_floating(source.schema.field(n).type) or pa.types.is_integer(source.schema.field(n).type)
         for n in columns
     ]
-    notes = _notes(frame, columns, bool(best))
+    notes = _notes(frame, columns, bool(best)) + [DAGGER_NOTE] * daggers
     words = (methods_paragraph(run), citation(run))
     writer = _markdown if kind == "markdown" else _latex
     return writer(headings, body, right, notes, words)
+
+
+def _add_daggers(rows: list[Record], columns: list[str], body: list[list[tuple[str, str, bool]]]) -> bool:
+    """Mark figures that cannot be told from the dense model's; whether there are any."""
+    found = False
+    for row, line in zip(rows, body, strict=True):
+        for place, name in enumerate(columns):
+            if is_dense_but_for_rounding(name, row):
+                text, interval, bold = line[place]
+                line[place] = (f"{text} {DAGGER}", interval, bold)
+                found = True
+    return found
 
 
 def _best(run: RunFolder, frame: pd.DataFrame, columns: list[str]) -> dict[str, set[str]]:
@@ -188,7 +202,8 @@ def _best(run: RunFolder, frame: pd.DataFrame, columns: list[str]) -> dict[str, 
         for _, rows in pruned.groupby(_COMPARED, dropna=False):
             if len(rows) > 1:
                 cells = list(zip(rows["cell_id"], rows[name].astype(float), strict=True))
-                best.setdefault(name, set()).update(not_worse_than_best(name, cells, sums))
+                floor = max(floor_of(name, row) for row in records(rows))
+                best.setdefault(name, set()).update(not_worse_than_best(name, cells, sums, floor))
     return best
 
 

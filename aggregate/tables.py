@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from aggregate.findings import findings
+from aggregate.floor import spread
 from aggregate.intervals import interval_columns, units
 from aggregate.pivot import INDEX, Kind
 from aggregate.reduce import Reduced
@@ -81,6 +83,12 @@ STRUCTURE_COLUMNS = (
     "flops_executed",
 )
 
+#: What `bins` says about its rows: the whole name, what it is a bin of, and its edges (the upper one left out).
+BIN_COLUMNS = ("bin", "bin_of", "bin_from", "bin_to")
+
+#: ``margin [0.1, 0.3)``
+_BIN = re.compile(r"(?P<of>.+) \[(?P<low>[^,\s]+), (?P<high>[^)\s]+)\)")
+
 _SUBJECT = {"group": "group", "layer": "layer", "tensor": "tensor", "window": "window", "bin": "bin"}
 _CONVENTION_ORDER = {"unique": 0, "study": 1, "": 2}
 
@@ -118,7 +126,7 @@ def build_tables(coverage: Coverage, reduced: Reduced) -> dict[str, pa.Table]:
                 continue
             wide = _NOTHING
         if scope == "model":
-            wide = _with_bounds(wide, bounds)
+            wide = _with_bounds(spread(wide, keys), bounds)
         tables[name] = _table(name, scope, _sorted(wide), keys, about, reduced.kinds, required)
     tables["coverage"] = coverage.table()
     tables["costs"] = _costs(coverage)
@@ -217,12 +225,26 @@ def _sorted(wide: pa.Table) -> pa.Table:
     return wide.take(pa.array(order, pa.int64()))
 
 
-def _natural(subject: str) -> tuple[int, float, str]:
-    """Numbers in number order, before words."""
+def _natural(subject: str) -> tuple[int, str, float, str]:
+    """Numbers in number order, before words; bins of one thing by their lower edge."""
     try:
-        return (0, float(subject), subject)
+        return (0, "", float(subject), subject)
     except ValueError:
-        return (1, 0.0, subject)
+        of, low, _ = _edges(subject)
+        return (1, subject, 0.0, subject) if of is None or low is None else (1, of, low, subject)
+
+
+def _edges(subject: str) -> tuple[str | None, float | None, float | None]:
+    """What a bin is of, and its edges; None where its name does not say.
+
+    >>> _edges("margin [0.1, inf)"), _edges("low")
+    (('margin', 0.1, inf), (None, None, None))
+    """
+    found = _BIN.fullmatch(subject)
+    try:
+        return (found["of"], float(found["low"]), float(found["high"])) if found else (None, None, None)
+    except ValueError:
+        return None, None, None
 
 
 def _table(
@@ -246,6 +268,12 @@ def _table(
         columns["window"] = wide["subject"].cast(pa.int32())
     elif scope != "model":
         columns[_SUBJECT[scope]] = wide["subject"]
+    if scope == "bin":
+        edges = [_edges(subject) for subject in wide["subject"].to_pylist()]
+        for place, (column, kind) in enumerate(
+            zip(BIN_COLUMNS[1:], (pa.string(), pa.float64(), pa.float64()), strict=True)
+        ):
+            columns[column] = pa.array([found[place] for found in edges], kind)
     metrics = [column for column in wide.column_names if column not in INDEX]
     names = _with_bounds_beside([*required, *(metric for metric in metrics if metric not in required)])
     for metric in names:

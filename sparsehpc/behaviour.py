@@ -13,6 +13,7 @@ from sparsehpc.core.errors import CellError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.metrics.base import METRICS, WindowView
 from sparsehpc.metrics.positions import DensePositions, dense_positions, positions
+from sparsehpc.metrics.rows import Rows
 from sparsehpc.models.generate import generate
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Behaviour:
     def windows(self, evaluation: TokenWindows) -> dict[int, list[Measurement]]:
         """Rows of every evaluation window, by the identity of the track."""
         tracks = [self.dense, *(track for c in self.combinations for track in c.open_tracks)]
-        rows: dict[int, list[Measurement]] = {id(track): [] for track in tracks}
+        rows = {id(track): Rows() for track in tracks}
         for window, array in enumerate(evaluation.ids):
             self.progress("windows", window, len(evaluation.ids))
             ids = torch.from_numpy(array).to(self.walk.device)
@@ -72,9 +73,9 @@ class Behaviour:
             for combination in self.combinations:
                 self._combination(combination, reading, rows)
         self.progress("windows", len(evaluation.ids), len(evaluation.ids))
-        return rows
+        return {track: found.all() for track, found in rows.items()}
 
-    def _combination(self, combination: Combination, reading: _Reading, rows: Mapping[int, list[Measurement]]) -> None:
+    def _combination(self, combination: Combination, reading: _Reading, rows: Mapping[int, Rows]) -> None:
         masked = None
         for track in combination.open_tracks:
             with track.clock.phase("evaluate"):

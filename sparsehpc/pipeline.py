@@ -22,6 +22,7 @@ from sparsehpc.combinations import Combination, dense_survey
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
+from sparsehpc.floor import measure_floor
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.hidden import HiddenStates
 from sparsehpc.models.spool import LayerStore
@@ -212,11 +213,18 @@ class _Walk:
         self._outside()
         behaviour = Behaviour(self.walk, self.dense, self.combinations, self.outside, self.progress)
         rows = behaviour.windows(self.evaluation)
+        self._floor(rows[id(self.dense)])
         free = None if self.memory_bytes is None else self.memory_bytes // 2
         continuations = behaviour.continuations(self.prompts, self.plain, free)
         self._report(finished, rows, continuations)
         if self.checkpoint is not None:
             self.checkpoint.discard()
+
+    def _floor(self, rows: list[Measurement]) -> None:
+        """Let the dense model read some windows again, where its cell is one of this job's."""
+        if any(cell.is_dense for cell in self.dense_cells):
+            with self.dense.clock.phase("evaluate"):
+                rows += measure_floor(self.walk, self.dense.hidden, self.evaluation, self.progress)
 
     def _resume(self) -> int:
         """First layer to do: 0, or the one after the last that a killed job finished."""

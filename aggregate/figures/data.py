@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -179,6 +180,7 @@ class ModelData:
     tipping: pd.DataFrame
     pareto: pd.DataFrame
     looks: dict[str, Look]
+    bins: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     @cached_property
     def trained(self) -> bool:
@@ -204,6 +206,11 @@ class ModelData:
     def variants(self) -> list[str]:
         """Variants in the order of the plan."""
         return list(dict.fromkeys(self.table["variant"]))
+
+    @cached_property
+    def bin_cells(self) -> set[str]:
+        """Cells that have rows in the table of bins."""
+        return set(self.bins["cell_id"]) if len(self.bins) else set()
 
     @cached_property
     def methods(self) -> list[Combination]:
@@ -268,6 +275,9 @@ def load(run: RunFolder) -> list[ModelData]:
     """Tables of every subject of a run, in plan order."""
     whole, groups, tensors = (_unique(read_table(run, name).to_pandas()) for name in ("global", "groups", "tensors"))
     tipping, pareto = (read_table(run, name).to_pandas() for name in ("tipping", "pareto"))
+    # A run without behaviour, or one that an earlier release aggregated, has no such table.
+    path = run.tables / "bins.parquet"
+    bins = read_table(run, "bins").to_pandas() if path.is_file() else pd.DataFrame()
     variants = looks(whole["variant"])
     models = []
     for row in records(whole[list(SUBJECT_AXES)].drop_duplicates()):
@@ -284,6 +294,7 @@ def load(run: RunFolder) -> list[ModelData]:
                 tipping=matching(tipping, row).reset_index(drop=True),
                 pareto=pareto[pareto["cell_id"].isin(cells)].reset_index(drop=True),
                 looks=variants,
+                bins=bins[bins["cell_id"].isin(cells)].reset_index(drop=True) if len(bins) else bins,
             )
         )
     return models

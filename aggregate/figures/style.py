@@ -64,6 +64,9 @@ MIB = 2**20
 UNTRAINED = "untrained: random weights"
 DPI = 150
 
+#: Below this a number is written with a power of ten: nobody counts seven zeros.
+SMALLEST_PLAIN = 1e-7
+
 _LONGEST_LABEL = 60
 
 
@@ -111,15 +114,17 @@ def percent(fraction: float) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Write a number with so many significant digits, never with a power of ten.
+    """Write a number with so many significant digits, with a power of ten only where it is next to nothing.
 
-    >>> number(24.8300), number(52847.31), number(0.001649)
-    ('24.83', '52,847', '0.001649')
+    >>> number(24.8300), number(52847.31), number(0.001649), number(3.21e-12)
+    ('24.83', '52,847', '0.001649', '3.2e-12')
     """
     if not math.isfinite(value):
         return str(value)
     if value == 0:
         return "0"
+    if abs(value) < SMALLEST_PLAIN:
+        return f"{value:.{min(digits, 2) - 1}e}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
 

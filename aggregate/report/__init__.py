@@ -19,7 +19,10 @@ from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, extra_columns, load, missing, records
 from aggregate.figures.style import MIB, number, percent
+from aggregate.floor import mark as floor_mark
 from aggregate.private import public, scrub
+from aggregate.report.bins import FLIPS, bin_rows
+from aggregate.report.bins import HEADINGS as BIN_HEADINGS
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import facts_of, share
@@ -115,6 +118,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     models = load(run)
     groups = read_table(run, "groups").to_pandas()
     columns = _columns(rows)
+    binned, binned_left = bin_rows(models)
     return {
         "title": _study_name(run),
         "expected": len(coverage),
@@ -126,6 +130,9 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "headings": [heading for heading, _ in columns],
         "rows": [[_cell(row, spec) for _, spec in columns] for row in records(rows.head(MOST_ROWS))],
         "rows_left": max(0, len(rows) - MOST_ROWS),
+        "bin_headings": [*BIN_HEADINGS, *FLIPS],
+        "bin_rows": binned,
+        "bin_rows_left": binned_left,
         "figures": [_figure(figure) for figure in shown],
         "figures_left": len(figures) - len(shown),
         "views": views(models, whole, groups),
@@ -208,6 +215,8 @@ _COLUMNS: tuple[tuple[str, tuple[str, str]], ...] = (
     ("perplexity", ("perplexity", "number")),
     ("dense perplexity", ("perplexity_dense", "number")),
     ("bits per byte", ("bits_per_byte", "number")),
+    ("lost", ("dense_only_right", "whole")),
+    ("won", ("variant_only_right", "whole")),
     ("mark", ("mark", "mark")),
 )
 
@@ -223,7 +232,7 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
     column, how = spec
     value: Any = row.get(column)
     if how == "mark":
-        marks = [text for text in ("" if row["trained"] else "untrained", value or "") if text]
+        marks = [text for text in ("" if row["trained"] else "untrained", value or "", floor_mark(row)) if text]
         return {"text": ", ".join(marks), "sort": ""}
     if missing(value):
         return {"text": "", "sort": ""}
@@ -235,6 +244,7 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
         "mib": lambda: f"{value / MIB:,.1f}",
         "mega": lambda: f"{value / 1e6:,.1f}",
         "count": lambda: f"{value:.0f}",
+        "whole": lambda: f"{value:,.0f}",
         "number": lambda: number(value),
     }[how]()
     return {"text": text, "sort": repr(float(value))}

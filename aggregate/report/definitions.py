@@ -58,6 +58,19 @@ DEFINITIONS = (
         "Negative log-likelihood in bits over the UTF-8 bytes of the text: comparable across tokenizers.",
     ),
     Definition(
+        "accuracy",
+        "Accuracy and flips",
+        "Share of predicted tokens that are the text's. Equal accuracy can hide tokens that went wrong and others that "
+        "went right: both directions are counted beside the dense model.",
+    ),
+    Definition(
+        "floor",
+        "No measurable difference",
+        "The dense model reads some windows a second time, two in a batch and with another number of threads. What "
+        "differs then is rounding alone: agreement (at least one of the positions that were compared), KL and "
+        "likelihood of the worst window. A difference that is not larger is no measurable difference.",
+    ),
+    Definition(
         "interval",
         "Intervals",
         "95 % intervals from a studentised bootstrap with 2,000 draws of whole evaluation windows (never tokens, which "

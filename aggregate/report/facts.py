@@ -10,6 +10,7 @@ import pandas as pd
 
 from aggregate.figures.data import Combination, ModelData, Record, Subject, missing, records
 from aggregate.figures.style import MIB, number, percent
+from aggregate.floor import NO_MEASURABLE_DIFFERENCE, floor_of
 from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 
 #: Methods that get sentences of their own; all of them are in the table.
@@ -59,7 +60,10 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     for row in records(at):
         yield from _size(row)
         yield from _flips(row)
+    for row in records(at)[:1]:
+        yield from _directions(row)
     yield from _old_accounting(at, study)
+    yield from _floor(data)
     if len(data.methods) > _MOST_METHODS:
         yield Fact(f"{len(data.methods)} ways of pruning were measured; the table holds them all.", "pattern")
 
@@ -164,11 +168,36 @@ def _size(row: Record) -> Iterator[Fact]:
 
 def _flips(row: Record) -> Iterator[Fact]:
     if _known(row, "top1_differs_from_masked"):
+        differs = row["top1_differs_from_masked"]
+        within = differs <= floor_of("top1_agreement", row)
+        verdict = NO_MEASURABLE_DIFFERENCE if within else "rounding in another order"
         yield Fact(
-            f"Run from {row['variant']}, {share(row['top1_differs_from_masked'])} of the top-1 choices differ from "
-            f"those of the masked model with the same weights (rounding in another order).",
-            "top1_agreement",
+            f"Run from {row['variant']}, {share(differs)} of the top-1 choices differ from those of the masked model "
+            f"with the same weights ({verdict}).",
+            "floor" if within else "top1_agreement",
         )
+
+
+def _directions(row: Record) -> Iterator[Fact]:
+    """Tokens that went wrong, and tokens that went right."""
+    if _known(row, "dense_only_right", "variant_only_right"):
+        yield Fact(
+            f"As {row['variant']} at {percent(row['sparsity_target'])}, {row['dense_only_right']:,.0f} of the text's "
+            f"tokens that dense predicts are lost, and {row['variant_only_right']:,.0f} that dense misses are won.",
+            "accuracy",
+        )
+
+
+def _floor(data: ModelData) -> Iterator[Fact]:
+    """What the dense model changes in itself when it is computed in another order."""
+    for row in records(data.dense):
+        if _known(row, "floor_top1_agreement", "floor_kl", "floor_positions"):
+            yield Fact(
+                f"The dense model computed again, two windows in a batch and with another number of threads, keeps "
+                f"{share(row['floor_top1_agreement'])} of its own choices at {row['floor_positions']:,.0f} positions "
+                f"(KL {number(row['floor_kl'], 2)} nats): smaller differences are no measurable difference.",
+                "floor",
+            )
 
 
 def _old_accounting(at: pd.DataFrame, study: pd.DataFrame) -> Iterator[Fact]:

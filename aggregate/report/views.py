@@ -11,7 +11,9 @@ import pandas as pd
 from aggregate.figures.data import Combination, ModelData, Record, missing, records
 from aggregate.figures.heatmap import linear_weights
 from aggregate.figures.style import COMPONENTS
+from aggregate.floor import mark as floor_mark
 from aggregate.private import scrub
+from aggregate.report.bins import bin_views
 from sparsehpc.core import schema
 
 #: Heat maps that the page holds; the table of tensors holds all.
@@ -43,6 +45,8 @@ _FIGURES = (
     "perplexity_hi",
     "perplexity_dense",
     "bits_per_byte",
+    "dense_only_right",
+    "variant_only_right",
     "break_even_sparsity",
     "bytes_dense_float32",
     "bytes_dense_published",
@@ -80,6 +84,7 @@ def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) ->
             for row in records(method.rows(data.tipping[data.tipping["sparsity_estimate"].notna()]))
         ],
         "heat": _heat(models),
+        "bins": bin_views(models),
         "twins": [_twins(data, whole, groups) for data in models],
     }
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -116,7 +121,7 @@ def _cells(models: list[ModelData], whole: pd.DataFrame) -> list[dict[str, Any]]
                     "variant": row["variant"],
                     "seed": None if missing(row["calibration_seed"]) else int(row["calibration_seed"]),
                     "extra": extra.get(row["cell_id"], ""),
-                    "mark": row["mark"] or "",
+                    "mark": row["mark"] or floor_mark(row),
                     "cell": row["cell_id"],
                     "front": row["cell_id"] in front,
                     "old": short(old.get(row["cell_id"])),

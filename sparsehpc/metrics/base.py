@@ -132,7 +132,7 @@ class Metric:
     better: ClassVar[Mapping[str, str]] = {}
 
     def window(self, view: WindowView) -> Iterable[Measurement]:
-        """Rows of one evaluation window."""
+        """Rows of one evaluation window; those of a bin are added up over windows."""
         return ()
 
     def model(self, view: ModelView) -> Iterable[Measurement]:

@@ -113,7 +113,7 @@ class LayerWalk:
                 f"{snapshot.model}: {len(self.layers)} decoder layers, expected {self.structure.layers}"
             )
         self._forwards = [layer.forward for layer in self.layers]
-        self._calls: dict[int, Call] = {}
+        self._calls: dict[tuple[int, int], Call] = {}
         self._entrance: torch.Tensor | None = None
         self._recording: Call | None = None
         self._entered: torch.Tensor | None = None
@@ -234,12 +234,12 @@ class LayerWalk:
             raise SparseHPCError(f"{self.structure.model_type}: the decoder never reached its first layer")
         if cache is not None:
             return hidden, call
-        # Arguments depend on the length alone: keep one set per length.
-        return hidden, self._calls.setdefault(ids.shape[-1], call)
+        # Arguments depend on the shape alone: keep one set per shape.
+        return hidden, self._calls.setdefault((ids.shape[0], ids.shape[-1]), call)
 
-    def call(self, tokens: int) -> Call:
-        """Arguments of the layers for a window of ``tokens`` that was embedded before."""
-        return self._calls[tokens]
+    def call(self, tokens: int, batch: int = 1) -> Call:
+        """Arguments of the layers for windows of ``tokens``, ``batch`` at once, that were embedded before."""
+        return self._calls[batch, tokens]
 
     def run(self, layer: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Run one decoder layer with the weights it now holds."""

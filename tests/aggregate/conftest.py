@@ -209,7 +209,10 @@ def window_rows(cell: Cell, shape: Shape, windows: int, seed: int = 0) -> list[M
                 metric="mean_rank", numerator=n * (1 + 30 * damage[index]), denominator=n, reduction="ratio", **common
             ),
         ]
+    rows += bin_rows(float(keep.mean()), 50 * windows)
     common = {"scope": "model", "subject": "model"}
+    if cell.is_dense:
+        rows += floor_rows()
     rows += [
         Measurement(
             metric="generation_first_divergence",
@@ -238,6 +241,39 @@ def window_rows(cell: Cell, shape: Shape, windows: int, seed: int = 0) -> list[M
         ),
     ]
     return rows
+
+
+def bin_rows(keep: float, positions: int) -> list[Measurement]:
+    """Agreement by margin and position: what dense is sure of stays longest."""
+    rows = []
+    for subject, power in (
+        ("margin [3, inf)", 0.3),
+        ("margin [0, 0.1)", 3.0),
+        ("margin [0.1, 3)", 1.0),
+        ("position [0, 16)", 1.2),
+        ("position [16, inf)", 0.9),
+    ):
+        equal = round(positions * keep**power)
+        rows += [
+            Measurement("bin", subject, "top1_agreement", equal, positions, "ratio"),
+            Measurement("bin", subject, "kl", positions - equal, positions, "ratio", "nats"),
+            Measurement("bin", subject, "dense_only_right", (positions - equal) // 2, unit="tokens"),
+            Measurement("bin", subject, "variant_only_right", (positions - equal) // 5, unit="tokens"),
+        ]
+    return rows
+
+
+def floor_rows() -> list[Measurement]:
+    """The dense model against itself: one of 1,500 positions differs."""
+    return [
+        Measurement("model", "model", "floor_top1_agreement", 1499, 1500, "ratio"),
+        Measurement("model", "model", "floor_top1_differs_max", 0.01, 1, "max"),
+        Measurement("model", "model", "floor_kl", 3e-9, 1500, "ratio", "nats"),
+        Measurement("model", "model", "floor_kl_max", 4e-12, 1, "max", "nats"),
+        Measurement("model", "model", "floor_positions", 1500, unit="tokens"),
+        Measurement("model", "model", "floor_nll", 1.5e-4, 1500, "ratio", "nats"),
+        Measurement("model", "model", "floor_nll_max", 3e-7, 1, "max", "nats"),
+    ]
 
 
 def cell_row(cell: Cell, shape: Shape, mark: str = "") -> dict[str, Any]:

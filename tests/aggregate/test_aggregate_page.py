@@ -83,7 +83,7 @@ def rows(page) -> list[list[str]]:
 
 def test_page_loads_offline_and_draws_every_view(open_page):
     page = open_page()
-    for view in ("perplexity", "agreement", "size", "pareto", "promise", "heat", "layer"):
+    for view in ("perplexity", "agreement", "size", "pareto", "promise", "bins", "flips", "heat", "layer"):
         assert page.locator(f"#view-{view} .main-svg").count() >= 1, view
         assert page.locator(f"#view-{view}").get_attribute("aria-label")
     assert len(rows(page)) == 13
@@ -120,6 +120,27 @@ def test_points_carry_intervals_and_hover_tells_the_figure(open_page):
     text = page.locator("#view-perplexity .hoverlayer").text_content()
     assert "at 30 %" in text
     assert "[" in text
+
+
+def test_bins_and_flips_follow_the_choice(open_page):
+    page = open_page()
+    traces = "document.getElementById('view-bins').data"
+    assert page.evaluate(f"{traces}.map(t => t.x)")[0] == ["0 to 0.1", "0.1 to 3", "3 and more"]
+    by_margin = page.evaluate(f"{traces}[0].y")
+    assert by_margin == sorted(by_margin)
+    assert by_margin[0] < by_margin[2] < 100
+    page.select_option("#by", "position")
+    assert "by=position" in page.url
+    assert page.evaluate(f"{traces}[0].x") == ["0 to 16", "16 and more"]
+    page.select_option("#s", "0.5")
+    later = page.evaluate(f"{traces}[0].y")
+    page.select_option("#s", "0.1")
+    assert page.evaluate(f"{traces}[0].y")[0] > later[0]
+    names = page.evaluate("document.getElementById('view-flips').data.map(t => t.name)")
+    assert {name.split(":")[0] for name in names} == {"lost", "won"}
+    assert len(names) == 8
+    page.select_option("#method", "random")
+    assert len(page.evaluate("document.getElementById('view-flips').data")) == 4
 
 
 def test_heat_map_opens_a_layer(open_page):
@@ -198,6 +219,7 @@ def test_links_inside_the_page_keep_the_state(open_page):
 def test_old_figures_stand_beside_their_twins(open_page):
     page = open_page()
     page.locator("#twins summary").click()
+    page.locator("#twin-agreement-unique .main-svg").first.wait_for()
     sizes = {
         side: page.evaluate(f"document.getElementById('twin-bytes-{side}').data[0].y") for side in ("study", "unique")
     }

@@ -26,7 +26,7 @@
 
   // --- state, kept in the address ---------------------------------------------------------------------------------
   const FILTERS = ["model", "method", "pattern", "variant"];
-  const defaults = { model: "0", method: "", pattern: "", variant: "", heat: "", what: "zeros", layer: "", s: "", q: "", sort: "", desc: "", page: "0", theme: "" };
+  const defaults = { model: "0", method: "", pattern: "", variant: "", heat: "", by: "margin", what: "zeros", layer: "", s: "", q: "", sort: "", desc: "", page: "0", theme: "" };
   const state = { ...defaults };
   const read = () => {
     const hash = location.hash.startsWith("#/?") ? location.hash.slice(3) : "";
@@ -251,6 +251,41 @@
     }
   };
 
+  const KINDS = { margin: ["Agreement by the dense model's margin", "margin between the dense model's two best tokens (nats)"], position: ["Agreement by position", "position in the window (token)"] };
+  const bins = () => {
+    const own = data.bins.filter((one) => (state.model === "" || one.m === +state.model) && (!state.method || one.method === state.method) && (!state.pattern || one.pattern === state.pattern));
+    const kinds = [...new Set(own.flatMap((one) => Object.keys(one.by)))];
+    options(byId("by"), kinds.map((kind) => [kind, kind === "margin" ? "margin of the dense model" : kind]));
+    const by = kinds.includes(state.by) ? state.by : kinds[0];
+    if (by !== undefined) byId("by").value = by;
+    const s = shownSparsity(), all = own.filter((one) => one.s === s && one.by[by]), lines = all.slice(0, MOST_LINES);
+    const [title, label] = KINDS[by] || [`Agreement by ${by}`, by];
+    plot("view-bins", lines.map((one, n) => ({
+      type: "scatter", mode: "lines+markers", x: one.by[by].labels, y: one.by[by].agreement.map((x) => 100 * x), name: plain(`${modelName(one)}${one.variant}, ${methodName(one)}`),
+      line: { color: colour(one.variant), dash: DASHES[n % DASHES.length], width: 2 }, marker: { symbol: symbol(one.variant), size: 8 },
+      customdata: one.by[by].labels.map((_, k) => [one.by[by].positions[k], one.by[by].kl[k], one.by[by].lost[k] ?? 0, one.by[by].won[k] ?? 0]),
+      hovertemplate: "%{x}: %{y:.4~g} % of %{customdata[0]:,} positions<br>KL %{customdata[1]:.3~g} nats; %{customdata[2]:,} tokens lost, %{customdata[3]:,} won<extra>%{fullData.name}</extra>",
+    })), layout(`${plain(title)}${s === undefined ? "" : ` at ${percent(s)}`}${some(lines.length, all.length, "lines")}`, plain(label), "equal top-1 choices (%)", lines, { xaxis: { type: "category" } }),
+      `${title}: ${lines.map((one) => `${one.method} ${one.by[by].labels.map((text, k) => `${text} ${figure(100 * one.by[by].agreement[k], 3)} %`).join(", ")}`).slice(0, 6).join("; ")}`);
+  };
+  const flips = () => {
+    const all = series(chosen()), lines = all.slice(0, MOST_LINES / 2);
+    const methods = [...new Set(lines.map((line) => methodName(line[line.length - 1])))];
+    const traces = lines.flatMap((line) => {
+      const cell = line[line.length - 1];
+      return [["dense_only_right", "lost", "solid"], ["variant_only_right", "won", "dot"]].map(([metric, word, dash]) => {
+        const known = overSeeds(line.filter((one) => one[metric] !== undefined), metric);
+        return {
+          type: "scatter", mode: "lines+markers", x: known.map((one) => 100 * one.s), y: known.map((one) => one[metric]), name: plain(`${word}: ${modelName(cell)}${cell.variant}, ${methodName(cell)}`),
+          line: { color: colour(cell.variant), dash, width: 1 + 1.5 / (1 + methods.indexOf(methodName(cell))) }, marker: { symbol: symbol(cell.variant) + (word === "won" ? "-open" : ""), size: 8 },
+          hovertemplate: `%{y:,.0f} tokens ${word} at %{x:.4~g} %<extra>%{fullData.name}</extra>`,
+        };
+      }).filter((trace) => trace.x.length);
+    });
+    plot("view-flips", traces, layout("Tokens of the text lost and won against dense" + some(lines.length, all.length, "lines"), "sparsity asked (%)", "predicted tokens", lines.map((line) => line[line.length - 1])),
+      `Tokens lost and won against dense: ${lines.slice(0, 4).map((line) => { const cell = line[line.length - 1]; return `${methodName(cell)} ${cell.variant} at ${percent(cell.s)}: ${figure(cell.dense_only_right)} lost, ${figure(cell.variant_only_right)} won`; }).join("; ")}`);
+  };
+
   const twins = () => {
     const one = data.twins[state.model === "" ? 0 : +state.model] || {};
     const cells = [{ m: state.model === "" ? 0 : +state.model }];
@@ -286,7 +321,7 @@
     ["size (MiB)", (c) => scaled(c.bytes_total, 1 / MIB)], ["size / dense", (c) => c.bytes_ratio], ["MFLOPs per token", (c) => scaled(c.flops_executed, 1e-6)],
     ["top-1 agreement (%)", (c) => scaled(c.top1_agreement, 100)], ["KL (nats)", (c) => c.kl], ["perplexity", (c) => c.perplexity], ["perplexity, low", (c) => c.perplexity_lo],
     ["perplexity, high", (c) => c.perplexity_hi], ["dense perplexity", (c) => c.perplexity_dense], ["bits per byte", (c) => c.bits_per_byte],
-    ["mark", (c) => [data.models[c.m].trained ? "" : "untrained", c.mark].filter(Boolean).join(", ")], ["cell", (c) => c.cell],
+    ["mark", (c) => [data.models[c.m].trained ? "" : "untrained", c.mark].filter(Boolean).join(", ")], ["lost", (c) => c.dense_only_right], ["won", (c) => c.variant_only_right], ["cell", (c) => c.cell],
   ];
   const scaled = (x, factor) => (x === undefined || x === null ? undefined : x * factor);
   const PAGE = 50;
@@ -373,7 +408,7 @@
     () => { document.documentElement.dataset.theme = state.theme || ""; controls(); },
     () => curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true),
     () => curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false),
-    size, table, pareto, promise, heat,
+    size, table, pareto, promise, bins, flips, heat,
     () => { if (byId("twins").open) twins(); },
   ];
   const draw = () => STEPS.forEach((step) => step());
@@ -384,7 +419,7 @@
     setTimeout(drawFirst, 0, n + 1);
   };
 
-  for (const name of [...FILTERS, "s", "heat", "what", "layer", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
+  for (const name of [...FILTERS, "s", "heat", "by", "what", "layer", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
   byId("q").addEventListener("input", (event) => { Object.assign(state, { q: event.target.value, page: "0" }); write(); table(); });
   byId("before").addEventListener("click", () => set({ page: String(Math.max(0, +state.page - 1)) }));
   byId("after").addEventListener("click", () => set({ page: String(+state.page + 1) }));
