@@ -62,6 +62,28 @@ def check_spare_bits(words: torch.Tensor, columns: int) -> None:
         raise ValueError(f"the mask has bits beyond column {columns - 1}")
 
 
+def check_mask(mask: torch.Tensor, offsets: torch.Tensor, columns: int, *, bits_an_entry: int = 1) -> None:
+    """Require mask words whose rows have the bits that offsets say; ValueError otherwise.
+
+    Parameters
+    ----------
+    mask
+        Rows x words, int64.
+    offsets
+        Rows + 1.
+    columns
+        Width of the matrix.
+    bits_an_entry
+        Set bits that share one of the entries that the offsets count (two 4-bit codes a byte); the last may have fewer.
+    """
+    import torch
+
+    check_spare_bits(mask, columns)
+    entries = (row_counts(mask) + bits_an_entry - 1) // bits_an_entry
+    if not torch.equal(offsets.diff().long(), entries):
+        raise ValueError("the offsets do not agree with the bits of the mask")
+
+
 def offsets_of(counts: torch.Tensor) -> torch.Tensor:
     """Offsets (rows + 1, int32) of rows that hold ``counts`` entries; ValueError where 31 bits do not suffice."""
     import torch

@@ -56,6 +56,13 @@ def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
     return shape
 
 
+def too_many(rows: int, columns: int) -> str | None:
+    """Why 32-bit offsets cannot number the weights of a matrix, or None where they can."""
+    if rows * columns >= 1 << 31:
+        return f"{rows} x {columns} weights cannot be numbered by 32-bit offsets"
+    return None
+
+
 def check_offsets(offsets: torch.Tensor, total: int, longest: int) -> None:
     """Require row offsets that start at 0, end at ``total`` and grow by 0 to ``longest``; ValueError otherwise."""
     if offsets.numel() == 0 or int(offsets[0]) != 0 or int(offsets[-1]) != total:

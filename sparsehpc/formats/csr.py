@@ -24,7 +24,27 @@ if TYPE_CHECKING:
 _BLOCK_WEIGHTS = 1 << 20
 
 
-class CompressedRows(Stored):
+class Compressed(Stored):
+    """Values, indices and offsets: what compressed rows, columns and block rows have in common."""
+
+    def __init__(
+        self, values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, shape: tuple[int, int]
+    ) -> None:
+        self.values, self.indices, self.offsets = values, indices, offsets
+        self.shape = shape
+        self.dtype = values.dtype
+
+    def components(self) -> Mapping[str, torch.Tensor]:
+        """``values``, ``indices`` and ``offsets``."""
+        return {"values": self.values, "indices": self.indices, "offsets": self.offsets}
+
+    @property
+    def flops_per_token(self) -> int:
+        """Two per stored weight, zeros inside a stored block among them."""
+        return 2 * self.values.numel()
+
+
+class CompressedRows(Compressed):
     """Values, column indices and row offsets.
 
     Parameters
@@ -38,17 +58,6 @@ class CompressedRows(Stored):
     shape
         Rows, columns.
     """
-
-    def __init__(
-        self, values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, shape: tuple[int, int]
-    ) -> None:
-        self.values, self.indices, self.offsets = values, indices, offsets
-        self.shape = shape
-        self.dtype = values.dtype
-
-    def components(self) -> Mapping[str, torch.Tensor]:
-        """``values``, ``indices`` and ``offsets``."""
-        return {"values": self.values, "indices": self.indices, "offsets": self.offsets}
 
     def decode(self) -> torch.Tensor:
         """The dense matrix; every zero is +0.0."""
@@ -100,11 +109,6 @@ class CompressedRows(Stored):
             return f"torch.sparse_csr ({self.values.device.type})"
         library = "MKL" if torch.backends.mkl.is_available() else "native"  # type: ignore[no-untyped-call]
         return f"torch.sparse_csr ({library})" if self._native else f"torch.sparse_csr float32 row blocks ({library})"
-
-    @property
-    def flops_per_token(self) -> int:
-        """Two per stored weight."""
-        return 2 * self.values.numel()
 
 
 def encode_rows(weight: torch.Tensor, index_dtype: torch.dtype) -> CompressedRows:

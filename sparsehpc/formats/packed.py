@@ -61,9 +61,9 @@ class Packed(Stored):
         """Rows ``first`` to ``last`` (exclusive) as a dense matrix."""
 
     @property
-    @abstractmethod
     def _device(self) -> torch.device:
         """Where the arrays lie."""
+        return self.components()["values"].device
 
     def decode(self) -> torch.Tensor:
         """The dense matrix; every zero that is not stored is +0.0."""
@@ -114,6 +114,6 @@ class Packed(Stored):
         return 2 * (self._stored_weights if self._compiled is not None else self.shape[0] * self.shape[1])
 
     @property
-    @abstractmethod
     def _stored_weights(self) -> int:
         """Weights that are stored, zeros that the format keeps among them."""
+        return self.components()["values"].numel()

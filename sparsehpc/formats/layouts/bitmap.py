@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sparsehpc.core.spec import DTYPE_BYTES
 from sparsehpc.formats.base import FORMATS, Format
-from sparsehpc.formats.bits import check_spare_bits, offsets_of, pack_mask, row_counts, unpack_mask, words_per_row
-from sparsehpc.formats.components import check_offsets, check_shape, take
+from sparsehpc.formats.bits import check_mask, offsets_of, pack_mask, unpack_mask, words_per_row
+from sparsehpc.formats.components import check_offsets, check_shape, take, too_many
 from sparsehpc.formats.packed import Packed
 
 if TYPE_CHECKING:
@@ -45,14 +45,6 @@ class BitmapMatrix(Packed):
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "bitmap", (self.values, self.mask, self.offsets)
 
-    @property
-    def _stored_weights(self) -> int:
-        return self.values.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.values.device
-
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Put the values of these rows where their bits are."""
         kept = unpack_mask(self.mask[first:last], self.shape[1])
@@ -70,9 +62,7 @@ class Bitmap(Format):
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
         """Matrices of more weights than 32-bit offsets number."""
-        if rows * columns >= 1 << 31:
-            return f"{rows} x {columns} weights cannot be numbered by 32-bit offsets"
-        return None
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> BitmapMatrix:
@@ -97,9 +87,7 @@ class Bitmap(Format):
             },
         )
         check_offsets(offsets, values.numel(), columns)
-        check_spare_bits(mask, columns)
-        if not torch.equal(offsets.diff().long(), row_counts(mask)):
-            raise ValueError("the offsets do not agree with the bits of the mask")
+        check_mask(mask, offsets, columns)
         return BitmapMatrix(mask, values, offsets, shape)
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparsehpc.formats.base import FORMATS, BlockGrid, Format
 from sparsehpc.formats.bits import (
-    check_spare_bits,
+    check_mask,
     offsets_of,
     pack_mask,
     pack_nibbles,
@@ -15,7 +15,7 @@ from sparsehpc.formats.bits import (
     unpack_nibbles,
     words_per_row,
 )
-from sparsehpc.formats.components import check_offsets, check_shape, take
+from sparsehpc.formats.components import check_offsets, check_shape, take, too_many
 from sparsehpc.formats.packed import Packed
 from sparsehpc.formats.quantised import (
     blocks_per_row,
@@ -33,85 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class BitmapBytes(Packed):
-    """Mask words, 8-bit codes of the kept weights, a scale per row.
-
-    Parameters
-    ----------
-    mask
-        One bit per column, 64 a word: rows x words, int64.
-    codes
-        Kept weights, row by row, int8.
-    scales
-        One per row, float32.
-    offsets
-        Start of every row in ``codes`` and the end of the last: rows + 1, int32.
-    shape
-        Rows, columns.
-    dtype
-        Type of the decoded weights.
-    """
-
-    def __init__(
-        self,
-        mask: torch.Tensor,
-        codes: torch.Tensor,
-        scales: torch.Tensor,
-        offsets: torch.Tensor,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-    ) -> None:
-        self.mask, self.codes, self.scales, self.offsets = mask, codes, scales, offsets
-        self.shape = shape
-        self.dtype = dtype
-        super().__init__()
-
-    def components(self) -> Mapping[str, torch.Tensor]:
-        """``values`` (the codes), ``mask``, ``scales`` and ``offsets``."""
-        return {"values": self.codes, "mask": self.mask, "scales": self.scales, "offsets": self.offsets}
-
-    @property
-    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
-        return "bitmap_int8", (self.codes, self.mask, self.scales, self.offsets)
-
-    @property
-    def _stored_weights(self) -> int:
-        return self.codes.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.codes.device
-
-    def decode_rows(self, first: int, last: int) -> torch.Tensor:
-        """Code times scale where the mask has a bit."""
-        import torch
-
-        kept = unpack_mask(self.mask[first:last], self.shape[1])
-        codes = self.codes[int(self.offsets[first]) : int(self.offsets[last])]
-        dense = torch.zeros(kept.shape, device=self._device).masked_scatter_(kept, codes.float())
-        return dense.mul_(self.scales[first:last, None]).to(self.dtype)
-
-
-class BitmapNibbles(Packed):
-    """Mask words, 4-bit codes of the kept weights, a grid per 32 columns.
-
-    Parameters
-    ----------
-    mask
-        One bit per column, 64 a word: rows x words, int64.
-    codes
-        Codes of the kept weights, two a byte, the earlier in the low half; every row begins with a new byte, uint8.
-    scales
-        Scale and minimum of every block: rows x blocks x 2, float16.
-    offsets
-        First byte of every row in ``codes`` and the end of the last: rows + 1, int32.
-    shape
-        Rows, columns.
-    dtype
-        Type of the decoded weights.
-    note
-        Whether the codes give the encoded weights back bit for bit.
-    """
+class _MaskedCodes(Packed):
+    """Mask words, codes of the kept weights, scales and row offsets; see the subclasses."""
 
     def __init__(
         self,
@@ -133,6 +56,61 @@ class BitmapNibbles(Packed):
         """``values`` (the codes), ``mask``, ``scales`` and ``offsets``."""
         return {"values": self.codes, "mask": self.mask, "scales": self.scales, "offsets": self.offsets}
 
+
+class BitmapBytes(_MaskedCodes):
+    """Mask words, 8-bit codes of the kept weights, a scale per row.
+
+    Parameters
+    ----------
+    mask
+        One bit per column, 64 a word: rows x words, int64.
+    codes
+        Kept weights, row by row, int8.
+    scales
+        One per row, float32.
+    offsets
+        Start of every row in ``codes`` and the end of the last: rows + 1, int32.
+    shape
+        Rows, columns.
+    dtype
+        Type of the decoded weights.
+    """
+
+    @property
+    def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
+        return "bitmap_int8", (self.codes, self.mask, self.scales, self.offsets)
+
+    def decode_rows(self, first: int, last: int) -> torch.Tensor:
+        """Code times scale where the mask has a bit."""
+        import torch
+
+        kept = unpack_mask(self.mask[first:last], self.shape[1])
+        codes = self.codes[int(self.offsets[first]) : int(self.offsets[last])]
+        dense = torch.zeros(kept.shape, device=self.codes.device).masked_scatter_(kept, codes.float())
+        return dense.mul_(self.scales[first:last, None]).to(self.dtype)
+
+
+class BitmapNibbles(_MaskedCodes):
+    """Mask words, 4-bit codes of the kept weights, a grid per 32 columns.
+
+    Parameters
+    ----------
+    mask
+        One bit per column, 64 a word: rows x words, int64.
+    codes
+        Codes of the kept weights, two a byte, the earlier in the low half; every row begins with a new byte, uint8.
+    scales
+        Scale and minimum of every block: rows x blocks x 2, float16.
+    offsets
+        First byte of every row in ``codes`` and the end of the last: rows + 1, int32.
+    shape
+        Rows, columns.
+    dtype
+        Type of the decoded weights.
+    note
+        Whether the codes give the encoded weights back bit for bit.
+    """
+
     @property
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "bitmap_q4", (self.codes, self.mask, self.scales, self.offsets)
@@ -140,10 +118,6 @@ class BitmapNibbles(Packed):
     @property
     def _stored_weights(self) -> int:
         return int(row_counts(self.mask).sum())
-
-    @property
-    def _device(self) -> torch.device:
-        return self.codes.device
 
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Scale times code plus minimum where the mask has a bit."""
@@ -156,7 +130,7 @@ class BitmapNibbles(Packed):
         begins = (self.offsets[first:last].long() - start) * 2
         filled = torch.zeros_like(codes, dtype=torch.bool)
         before = counts.cumsum(0) - counts
-        positions = torch.arange(int(counts.sum()), device=self._device)
+        positions = torch.arange(int(counts.sum()), device=self.codes.device)
         filled[positions + (begins - before).repeat_interleave(counts)] = True
         dense = codes.new_zeros(kept.shape).masked_scatter_(kept, codes[filled])
         grid = BlockGrid(self.scales[first:last, :, 0], self.scales[first:last, :, 1])
@@ -175,7 +149,7 @@ class BitmapInt8(Format):
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
         """Matrices of more weights than 32-bit offsets number."""
-        return _too_many(rows, columns)
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> BitmapBytes:
@@ -204,9 +178,7 @@ class BitmapInt8(Format):
             },
         )
         check_offsets(offsets, codes.numel(), columns)
-        check_spare_bits(mask, columns)
-        if not torch.equal(offsets.diff().long(), row_counts(mask)):
-            raise ValueError("the offsets do not agree with the bits of the mask")
+        check_mask(mask, offsets, columns)
         return BitmapBytes(mask, codes, scales, offsets, shape, dtype)
 
     @classmethod
@@ -227,7 +199,7 @@ class BitmapQ4(Format):
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
         """Matrices of more weights than 32-bit offsets number."""
-        return _too_many(rows, columns)
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> BitmapNibbles:
@@ -282,13 +254,5 @@ class BitmapQ4(Format):
             },
         )
         check_offsets(offsets, codes.numel(), columns)
-        check_spare_bits(mask, columns)
-        if not torch.equal(offsets.diff().long(), (row_counts(mask) + 1) // 2):
-            raise ValueError("the offsets do not agree with the bits of the mask")
+        check_mask(mask, offsets, columns, bits_an_entry=2)
         return BitmapNibbles(mask, codes, scales, offsets, shape, dtype)
-
-
-def _too_many(rows: int, columns: int) -> str | None:
-    if rows * columns >= 1 << 31:
-        return f"{rows} x {columns} weights cannot be numbered by 32-bit offsets"
-    return None

@@ -6,9 +6,9 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from sparsehpc.formats.base import FORMATS, Format, Stored
-from sparsehpc.formats.components import check_shape, take
-from sparsehpc.formats.csr import check_columns, encode_rows, row_blocks, silent_sparse
+from sparsehpc.formats.base import FORMATS, Format
+from sparsehpc.formats.components import check_shape, take, too_many
+from sparsehpc.formats.csr import Compressed, check_columns, encode_rows, row_blocks, silent_sparse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ _PATTERN = re.compile(r"block([1-9]\d*)x([1-9]\d*)")
 _BLOCK_WEIGHTS = 1 << 20
 
 
-class BlockRows(Stored):
+class BlockRows(Compressed):
     """Dense blocks with a block-column index each.
 
     Parameters
@@ -34,21 +34,10 @@ class BlockRows(Stored):
         Rows, columns.
     """
 
-    def __init__(
-        self, values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, shape: tuple[int, int]
-    ) -> None:
-        self.values, self.indices, self.offsets = values, indices, offsets
-        self.shape = shape
-        self.dtype = values.dtype
-
     @property
     def block(self) -> tuple[int, int]:
         """Rows and columns of a block."""
         return (self.values.shape[1], self.values.shape[2])
-
-    def components(self) -> Mapping[str, torch.Tensor]:
-        """``values``, ``indices`` and ``offsets``."""
-        return {"values": self.values, "indices": self.indices, "offsets": self.offsets}
 
     def decode(self) -> torch.Tensor:
         """The dense matrix; zeros inside a stored block keep their sign."""
@@ -109,11 +98,6 @@ class BlockRows(Stored):
             return f"torch.sparse_bsr ({self.values.device.type})"
         return "torch.sparse_bsr (MKL)" if self._native else "torch.sparse_bsr float32 block rows (MKL)"
 
-    @property
-    def flops_per_token(self) -> int:
-        """Two per weight of a stored block, zero or not."""
-        return 2 * self.values.numel()
-
 
 @FORMATS.register("bsr")
 class Bsr(Format):
@@ -135,9 +119,7 @@ class Bsr(Format):
             return f"torch multiplies square blocks only, the pattern has {height} x {width}"
         if rows % height or columns % width:
             return f"blocks of {height} x {width} do not divide a matrix of {rows} x {columns}"
-        if rows * columns >= 1 << 31:
-            return f"{rows} x {columns} weights cannot be numbered by 32-bit indices"
-        return None
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> BlockRows:

@@ -6,9 +6,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from sparsehpc.core.spec import DTYPE_BYTES
-from sparsehpc.formats.base import FORMATS, Format, Stored
-from sparsehpc.formats.components import check_shape, take
-from sparsehpc.formats.csr import check_columns, encode_rows, row_blocks
+from sparsehpc.formats.base import FORMATS, Format
+from sparsehpc.formats.components import check_shape, take, too_many
+from sparsehpc.formats.csr import Compressed, check_columns, encode_rows, row_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _BLOCK_WEIGHTS = 1 << 20
 
 
-class CompressedColumns(Stored):
+class CompressedColumns(Compressed):
     """Values, row indices and column offsets.
 
     Parameters
@@ -32,17 +32,6 @@ class CompressedColumns(Stored):
     shape
         Rows, columns.
     """
-
-    def __init__(
-        self, values: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor, shape: tuple[int, int]
-    ) -> None:
-        self.values, self.indices, self.offsets = values, indices, offsets
-        self.shape = shape
-        self.dtype = values.dtype
-
-    def components(self) -> Mapping[str, torch.Tensor]:
-        """``values``, ``indices`` and ``offsets``."""
-        return {"values": self.values, "indices": self.indices, "offsets": self.offsets}
 
     def decode(self) -> torch.Tensor:
         """The dense matrix; every zero is +0.0."""
@@ -100,11 +89,6 @@ class CompressedColumns(Stored):
             return f"torch.sparse_csc ({self.values.device.type})"
         return "scipy.csc, one thread" if self._native else "scipy.csc float32 column blocks, one thread"
 
-    @property
-    def flops_per_token(self) -> int:
-        """Two per stored weight."""
-        return 2 * self.values.numel()
-
 
 @FORMATS.register("csc")
 class Csc(Format):
@@ -118,9 +102,7 @@ class Csc(Format):
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
         """Matrices of more weights than 32-bit offsets number."""
-        if rows * columns >= 1 << 31:
-            return f"{rows} x {columns} weights cannot be numbered by 32-bit offsets"
-        return None
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> CompressedColumns:

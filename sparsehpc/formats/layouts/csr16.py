@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparsehpc.core.spec import DTYPE_BYTES
 from sparsehpc.formats.base import FORMATS, Format
 from sparsehpc.formats.bits import offsets_of
-from sparsehpc.formats.components import check_shape, take
+from sparsehpc.formats.components import check_shape, take, too_many
 from sparsehpc.formats.csr import check_columns, column_indices
 from sparsehpc.formats.packed import Packed
 
@@ -50,14 +50,6 @@ class ShortIndexRows(Packed):
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "csr16", (self.values, self.indices, self.offsets)
 
-    @property
-    def _stored_weights(self) -> int:
-        return self.values.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.values.device
-
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Put the values of these rows into their columns."""
         import torch
@@ -81,9 +73,7 @@ class Csr16(Format):
         """More columns than 16 bits number, or more weights than 32-bit offsets do."""
         if columns > _MAX_COLUMNS:
             return f"csr16 numbers columns with 16 bits: {columns} columns are more than {_MAX_COLUMNS}"
-        if rows * columns >= 1 << 31:
-            return f"{rows} x {columns} weights cannot be numbered by 32-bit offsets"
-        return None
+        return too_many(rows, columns)
 
     @classmethod
     def encode(cls, weight: torch.Tensor, pattern: str = "unstructured") -> ShortIndexRows:

@@ -50,14 +50,6 @@ class HalfMatrix(Packed):
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "dense", (self.values,)
 
-    @property
-    def _stored_weights(self) -> int:
-        return self.values.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.values.device
-
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Widen these rows."""
         return self.values[first:last].to(self.dtype)
@@ -89,14 +81,6 @@ class ByteMatrix(Packed):
     @property
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "dense_int8", (self.codes, self.scales)
-
-    @property
-    def _stored_weights(self) -> int:
-        return self.codes.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.codes.device
 
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Code times scale."""
@@ -135,10 +119,6 @@ class NibbleMatrix(Packed):
     @property
     def _stored_weights(self) -> int:
         return self.shape[0] * self.shape[1]
-
-    @property
-    def _device(self) -> torch.device:
-        return self.codes.device
 
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Scale times code plus minimum."""

@@ -45,14 +45,6 @@ class KeepMask(Packed):
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "keep", (self.values, self.mask)
 
-    @property
-    def _stored_weights(self) -> int:
-        return self.values.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.values.device
-
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Put the values of these rows where their bits are."""
         kept = unpack_mask(self.mask[first:last], self.shape[1])
@@ -86,20 +78,12 @@ class OneOfFour(Packed):
     def _operator(self) -> tuple[str, tuple[torch.Tensor, ...]]:
         return "one_of_four", (self.values, self.positions)
 
-    @property
-    def _stored_weights(self) -> int:
-        return self.values.numel()
-
-    @property
-    def _device(self) -> torch.device:
-        return self.values.device
-
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
         """Put each value at its position among four."""
         import torch
 
         rows, groups = last - first, self.shape[1] // 4
-        shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=self._device)
+        shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=self.values.device)
         places = ((self.positions[first:last, :, None] >> shifts) & 3).reshape(rows, -1)[:, :groups]
         dense = self.values.new_zeros(rows, groups, 4)
         dense.scatter_(2, places[:, :, None].long(), self.values[first:last, :, None])
