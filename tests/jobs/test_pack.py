@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import run, submit
 from jobs.pack import by_walk, packs
+from jobs.plan import make_plan
+from jobs.study import find_study, load_study
+from jobs.submit import propose
+from slurm.profile import load_profile
 from sparsehpc.core.spec import Cell, Pruning, Windows
 
 WINDOWS = Windows(corpus="samples", windows=1, window_tokens=8)
@@ -50,3 +57,24 @@ def test_one_cell_a_job_and_all_in_one() -> None:
     assert packs(cells, 2) == [tuple(cells[:2]), tuple(cells[2:3]), tuple(cells[3:])]
     assert by_walk(cells) == packs(cells, 100)
     assert packs([], 3) == []
+
+
+def test_jobs_of_a_submission(tmp_path: Path) -> None:
+    """By estimated minutes a small study is one job; ``--pack`` says how many cells a job has."""
+    study = load_study(find_study("smoke"))
+    plan = make_plan(study)
+
+    def sizes(pack: int | None) -> list[int]:
+        proposal = propose(study, plan, load_profile("generic-cpu"), out=tmp_path / "run", pack=pack, ask_cluster=False)
+        return [len(task) for array in proposal.arrays for task in array.tasks]
+
+    assert sizes(None) == [9]
+    assert sizes(1) == [1] * 9
+    assert sizes(4) == [3, 4, 2]  # dense and one combination; combinations of two variants stay together
+
+
+def test_numbers_in_the_documentation() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert f"Up to {run.CELLS_A_JOB} cells of one model share a process" in (docs / "tutorial.md").read_text("utf-8")
+    assert f"half of the wall time, at most {submit.CELLS_A_JOB};" in (docs / "cluster.md").read_text("utf-8")
+    assert submit.HEADROOM == 2
