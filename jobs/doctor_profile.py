@@ -15,11 +15,11 @@ from typing import Any
 
 from jobs.doctor import Check
 from slurm import checks
+from slurm.answers import parse_squeue
 from slurm.causes import read_tail
 from slurm.executor import call_sbatch
 from slurm.limits import ask
 from slurm.profile import Profile
-from slurm.queue import parse_squeue
 from slurm.resources import Resources
 from slurm.sbatch import check_folder, script_text
 from sparsehpc.core.errors import UserError

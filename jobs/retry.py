@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jobs.fates import Fate, find_fates
 from jobs.plan_file import planned_ids, read_plan
 from jobs.price import Prices
-from jobs.submit import Array, make_arrays
+from jobs.propose import Array, make_arrays
 from slurm.limits import ClusterLimits
 from slurm.profile import Profile
 from slurm.resources import Resources

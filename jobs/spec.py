@@ -1,7 +1,7 @@
 """What a study file says: one frozen dataclass a table, and the rules its values keep.
 
-The annotations are the rules: pydantic checks them (`jobs.study`) and turns them into the JSON Schema that editors
-read (`jobs.study_schema`).
+The annotations are the rules: pydantic checks them (`jobs.study_tables`) and turns them into the JSON Schema that
+editors read (`jobs.study_schema`).
 """
 
 from __future__ import annotations

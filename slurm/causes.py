@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from slurm.queue import TaskState
+from slurm.answers import TaskState
 from slurm.task import MARK
 
 Cause = Literal["OOM", "TIME", "NODE", "CODE", "CANCELLED", "LOST"]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from slurm import ledger
+from slurm.answers import TaskState
 from slurm.causes import Verdict, classify, read_tail, task_log
 from slurm.ledger import Submission
-from slurm.queue import Queue, Snapshot, TaskState
+from slurm.queue import Queue, Snapshot
 from slurm.resources import Resources
 from slurm.task import PAYLOAD
 from sparsehpc.core.layout import RunFolder

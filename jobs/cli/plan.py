@@ -24,8 +24,8 @@ def plan(
     Computes nothing and loads no torch.
     """
     from jobs.plan import make_plan
+    from jobs.propose import TOTALS, class_totals, whole_price
     from jobs.study import find_study, load_study
-    from jobs.submit import TOTALS, class_totals, whole_price
     from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
     from slurm.profile import load_profile
     from sparsehpc.core.keys import key_row

@@ -35,8 +35,9 @@ def retry(
     from jobs.folder import existing_run
     from jobs.inputs import load_inputs
     from jobs.price import run_prices
+    from jobs.propose import TOTALS, class_totals, room
     from jobs.retry import plan_retry, retry_arrays
-    from jobs.submit import TOTALS, class_totals, room, send_arrays
+    from jobs.submit import send_arrays
 
     folder = existing_run(run.absolute())
     inputs = load_inputs(folder)

@@ -41,8 +41,9 @@ def submit(
 
     from jobs.folder import default_folder
     from jobs.plan import make_plan
+    from jobs.propose import TOTALS, class_totals, propose
     from jobs.study import find_study, load_study
-    from jobs.submit import TOTALS, class_totals, propose, script_of, send_all, settle_run
+    from jobs.submit import script_of, send_all, settle_run
     from slurm.profile import load_profile
     from sparsehpc.core.errors import UserError
     from sparsehpc.core.layout import RunFolder

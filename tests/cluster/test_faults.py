@@ -82,8 +82,9 @@ def test_too_little_memory_gets_twice_as_much(bed, study_folder, few, cli, settl
 def too_short(bed, study_folder, write_profile, tmp_path_factory):
     """A run whose job sleeps until its wall time of a minute ends it, while other tests go on beside it."""
     from jobs.plan import make_plan
+    from jobs.propose import propose
     from jobs.study import load_study
-    from jobs.submit import propose, send_all
+    from jobs.submit import send_all
     from slurm.profile import load_profile
 
     study = load_study(write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}))

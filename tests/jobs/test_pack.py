@@ -7,11 +7,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import run, submit
+from jobs import propose as proposing
+from jobs import run
 from jobs.pack import by_walk, packs
 from jobs.plan import make_plan
+from jobs.propose import propose
 from jobs.study import find_study, load_study
-from jobs.submit import propose
 from slurm.profile import load_profile
 from sparsehpc.core.spec import Cell, Pruning, Windows
 
@@ -76,5 +77,5 @@ def test_jobs_of_a_submission(tmp_path: Path) -> None:
 def test_numbers_in_the_documentation() -> None:
     docs = Path(__file__).parents[2] / "docs"
     assert f"Up to {run.CELLS_A_JOB} cells of one model share a process" in (docs / "tutorial.md").read_text("utf-8")
-    assert f"half of the wall time, at most {submit.CELLS_A_JOB};" in (docs / "cluster.md").read_text("utf-8")
-    assert submit.HEADROOM == 2
+    assert f"half of the wall time, at most {proposing.CELLS_A_JOB};" in (docs / "cluster.md").read_text("utf-8")
+    assert proposing.HEADROOM == 2

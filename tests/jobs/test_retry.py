@@ -130,7 +130,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 
 
 def _parsed(answers: dict[str, str | None], name: str) -> Callable[..., Any]:
-    from slurm.queue import parse_sacct, parse_squeue
+    from slurm.answers import parse_sacct, parse_squeue
 
     parse = {"squeue": parse_squeue, "sacct": parse_sacct}[name]
 

@@ -1,7 +1,7 @@
 import pytest
 
+from slurm.answers import TaskState
 from slurm.causes import classify, read_tail, task_log
-from slurm.queue import TaskState
 
 GIB = 1 << 30
 

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from slurm import ledger
+from slurm.answers import TaskState
 from slurm.lock import submitting
-from slurm.queue import Snapshot, TaskState
+from slurm.queue import Snapshot
 from slurm.track import Tracker, settle, track
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder

@@ -1,7 +1,8 @@
 import datetime
 import json
 
-from slurm.queue import REST, Queue, joined, parse_sacct, parse_squeue, tasks_in_queue
+from slurm.answers import REST, joined, parse_sacct, parse_squeue
+from slurm.queue import Queue, tasks_in_queue
 
 SQUEUE = """\
 7|0|run-a|RUNNING|None|c1

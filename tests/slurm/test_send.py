@@ -4,9 +4,10 @@ import pytest
 
 from slurm import ledger
 from slurm import send as sending
+from slurm.answers import TaskState
 from slurm.executor import SubmissionRefused, SubmissionUnclear
 from slurm.profile import Limits
-from slurm.queue import Snapshot, TaskState
+from slurm.queue import Snapshot
 from slurm.send import QueueFull, send
 from sparsehpc.core.layout import RunFolder
 
