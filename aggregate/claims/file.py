@@ -231,8 +231,8 @@ def _claim(entry: object, place: str, problems: list[str]) -> Claim | None:
             problems.append(f"{here}: holds: {check.holds.problem}")
         if check.over is not None and check.against is not None:
             problems.append(f"{here}: give over or against, not both")
-        if check.against is not None and check.table != "global":
-            problems.append(f"{here}: against compares cells, so the table must be global")
+        if check.against is not None and check.table not in ("global", "groups"):
+            problems.append(f"{here}: against compares cells, so the table must be global or groups")
     return claim
 
 

@@ -25,25 +25,30 @@ def as_lines(rulings: Sequence[Ruling]) -> str:
         for found in ruling.findings:
             cells = " ".join(dict.fromkeys(each.cell_id for each in found.evidence if each.cell_id))
             lines.append(f"{'':<13}   {found.check.what}: {_summary(found)}" + (f"  {cells}" if cells else ""))
-    lines.append(_count(rulings))
+    lines.append(count(rulings))
     return "\n".join(lines)
 
 
 def as_markdown(rulings: Sequence[Ruling]) -> str:
     """Table of all claims, then a section each with the evidence."""
-    rows = [
-        f"| [{markdown(ruling.claim.says)}](#{ruling.claim.id}) | **{ruling.verdict}** |"
-        f" {'; '.join(_headline(found) for found in ruling.findings)} |"
-        for ruling in rulings
-    ]
-    head = ["| claim | verdict | figures |", "|---|---|---|", *rows]
     sections = [part for ruling in rulings for part in _section(ruling)]
-    return "\n".join([f"{_count(rulings)}.", "", *head, "", *sections]).rstrip() + "\n"
+    return "\n".join([f"{count(rulings)}.", "", as_table(rulings, linked=True), "", *sections]).rstrip() + "\n"
+
+
+def as_table(rulings: Sequence[Ruling], *, linked: bool = False) -> str:
+    """A line a claim, which leads to its section where ``linked``."""
+    rows = []
+    for ruling in rulings:
+        says = markdown(ruling.claim.says)
+        name = f"[{says}](#claim-{ruling.claim.id})" if linked else says
+        figures = "; ".join(f"{markdown(found.check.what)}: {_summary(found)}" for found in ruling.findings)
+        rows.append(f"| {name} | **{ruling.verdict}** | {figures} |")
+    return "\n".join(["| claim | verdict | figures |", "|---|---|---|", *rows])
 
 
 def _section(ruling: Ruling) -> Iterator[str]:
     claim = ruling.claim
-    yield f"({claim.id})="
+    yield f"(claim-{claim.id})="
     yield f"## {claim.says.rstrip('.')}"
     yield ""
     yield f"**{ruling.verdict.capitalize()}.** {claim.because}"
@@ -66,11 +71,6 @@ def _section(ruling: Ruling) -> Iterator[str]:
                 yield ""
                 yield f"And {rest.total()} more: {', '.join(f'{n} {outcome}' for outcome, n in rest.items())}."
     yield ""
-
-
-def _headline(found: Finding) -> str:
-    what = markdown(found.check.what)
-    return f"{what}: {_summary(found)}"
 
 
 def _summary(found: Finding) -> str:
@@ -117,6 +117,7 @@ def _rule(check: Check) -> str:
     return rule.words
 
 
-def _count(rulings: Sequence[Ruling]) -> str:
+def count(rulings: Sequence[Ruling]) -> str:
+    """How many claims are true, false, ..."""
     found = Counter(ruling.verdict for ruling in rulings)
     return f"{len(rulings)} claims: " + ", ".join(f"{found[name]} {name}" for name in _ORDER if found[name])

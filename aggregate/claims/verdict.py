@@ -28,7 +28,7 @@ HOLDS, FAILS, OPEN = "holds", "fails", "cannot be told"
 _OWN = {"cell_id", "resource", "options", "seed", "true_sequential"} | {
     name for name in schema.KEYS.names if name.startswith("calibration_")
 }
-_SAME = (*(name for name in schema.KEYS.names if name not in _OWN), "convention")
+_SAME = (*(name for name in schema.KEYS.names if name not in _OWN), "convention", "group")
 
 #: What makes a row of a table; the same cell in two runs is one cell.
 _IDENTITY = ("cell_id", "convention", "group", "metric", "sparsity_target", "method", "pattern", "variant", "targets")
@@ -233,14 +233,16 @@ def _compared(check: Check, row: Record, table: pd.DataFrame, sums: WindowSums) 
     same = [name for name in _SAME if name in table and not (name == "revision" and "model" in instead)]
     other = matching(table, {name: row[name] for name in same} | instead)
     other = other[other[check.value].notna()]
-    if len(other) > 1:
-        raise _BadQueryError(f"{_what(row)} has {len(other)} cells to compare with; add columns to against")
-    if other.empty or other.iloc[0]["cell_id"] == row["cell_id"]:
+    if other.empty or row["cell_id"] in set(other["cell_id"]):
         return None
     second = str(other.iloc[0]["cell_id"])
     ours, theirs = sums.get(str(row["cell_id"]), check.value), sums.get(second, check.value)
-    if ours is None or theirs is None:
-        found = exact(check.value, float(other.iloc[0][check.value]), _number(row, check.value))
+    counted = ours is None or theirs is None
+    # What is counted may be equal in several cells, such as the dense models of two texts.
+    if len(other) > 1 and not (counted and other[check.value].nunique() == 1):
+        raise _BadQueryError(f"{_what(row)} has {len(other)} cells to compare with; add columns to against")
+    if counted:
+        found = exact(check.value, _number(records(other)[0], check.value), _number(row, check.value))
     else:
         found = difference(check.value, theirs, ours)
         if math.isnan(found.value):

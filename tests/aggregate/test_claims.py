@@ -209,9 +209,24 @@ def test_cells_are_compared_where_nothing_else_differs(tmp_path):
 
 
 def test_two_cells_to_compare_with_are_an_error(tmp_path):
-    rows = [row("w"), row("g", method="magnitude"), row("h", method="magnitude", options='{"tie_rule": "threshold"}')]
+    other = row("h", method="magnitude", options='{"tie_rule": "threshold"}', perplexity=11.0)
+    rows = [row("w"), row("g", method="magnitude"), other]
     with pytest.raises(UserErrors, match="2 cells to compare with"):
         rulings(tmp_path, AGAINST, rows)
+
+
+def test_counts_of_groups_are_compared_with_any_equal_dense_model(tmp_path):
+    path = tmp_path / "claims.toml"
+    against = 'table = "groups"\nagainst = { method = "none", sparsity_target = 0.0 }'
+    path.write_text(HEAD + check("sparsity", "equals = 0.0", 'group = "embedding", method = "wanda"', against))
+    keys = {"model": "m", "dtype": "float32", "convention": "unique", "group": "embedding", "variant": "masked"}
+    own = {**keys, "method": "none", "pattern": "none", "sparsity_target": 0.0, "sparsity": 0.01}
+    groups = [{**own, "cell_id": "d1"}, {**own, "cell_id": "d2"}]
+    groups.append({**own, "cell_id": "w", "method": "wanda", "sparsity_target": 0.3})
+    groups.append({**groups[-1], "cell_id": "v", "group": "mlp", "sparsity": 0.3})
+    (ruling,) = judge(read_claims(path), {"groups": pd.DataFrame(groups)})
+    assert ruling.verdict == TRUE
+    assert [(each.cell_id, each.against) for each in ruling.findings[0].evidence] == [("w", "d1")]
 
 
 def test_another_model_has_its_own_revision(tmp_path):

@@ -1,0 +1,175 @@
+"""Pages of results: a small copy of tables, pages and figures from that copy alone, and the committed ones true to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from aggregate.api import aggregate_run
+from aggregate.atlas import keep_tables, kept_runs, render, write_results
+from aggregate.atlas.figures import draw
+from aggregate.atlas.kept import TABLES
+from aggregate.atlas.page import pages
+from aggregate.claims import judge, load_tables, read_claims
+from sparsehpc.core.errors import UserError, UserErrors
+from sparsehpc.core.layout import RunFolder
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+#: A page that uses what the real one uses, for runs that are made up.
+TEMPLATE = """# A page
+
+{% set one = cell("methods", method="magnitude", variant="masked", sparsity_target=0.3) %}
+Perplexity {{ number(one.perplexity, 6) }}.
+
+{{ conditions }}
+{{ claims }}
+{{ by_sparsity }}
+{{ seeds }}
+"""
+CLAIMS = """[[claim]]
+id = "sizes"
+says = "Masked is as large as dense."
+stood = "nowhere"
+because = "Because."
+[[claim.check]]
+what = "bytes"
+where = { variant = "masked", convention = "unique" }
+value = "bytes_ratio"
+holds = { equals = 1 }
+"""
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory, synthetic) -> RunFolder:
+    """A finished run called ``methods``."""
+    grid = {"sparsities": ("0.3", "0.5"), "methods": ("magnitude", "wanda"), "windows": 20}
+    run = synthetic.write_run(tmp_path_factory.mktemp("atlas") / "methods", {"smollm2-135m": synthetic.TINY}, **grid)
+    aggregate_run(run, figures=False)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder of results before anything was made."""
+    made = tmp_path / "results"
+    made.mkdir()
+    (made / "index.md.jinja").write_text(TEMPLATE)
+    (made / "claims.toml").write_text(CLAIMS)
+    (made / "expectations.toml").write_text(CLAIMS)
+    return made
+
+
+def test_pages_and_figures_are_made_and_made_again_the_same(methods, folder):
+    written = write_results(folder, [methods])
+    assert {path.name for path in written} == {"index.md", "claims.md", "methods.png"}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert write_results(folder, [methods]) == written
+    assert render(folder) == written
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    table = pd.read_parquet(methods.tables / "global.parquet")
+    rows = table[(table["method"] == "magnitude") & (table["variant"] == "masked") & (table["sparsity_target"] == 0.3)]
+    assert f"Perplexity {rows['perplexity'].iloc[0]:.4f}." in (folder / "index.md").read_text()
+    assert "Not measured yet" in (folder / "index.md").read_text()  # the study of seeds did not run
+
+
+def test_the_copy_is_small_holds_what_is_needed_and_nothing_private(methods, folder):
+    provenance = {"sparsehpc": "0.1.0", "commit": "e902364", "home": "/home/ada/x", "versions": {"torch": "2.13"}}
+    methods.provenance.write_text(json.dumps(provenance))
+    stale = folder / "data" / "gone" / "tables"
+    stale.mkdir(parents=True)
+    keep_tables([methods], folder / "data")
+    copy = kept_runs(folder / "data")
+    assert list(copy) == ["methods"]
+    assert json.loads(copy["methods"].provenance.read_text()) == {
+        k: provenance[k] for k in sorted(provenance) if k != "home"
+    }
+    names = {path.stem for path in copy["methods"].tables.iterdir()}
+    assert names == set(TABLES)
+    columns = {name: set(pq.read_schema(copy["methods"].tables / f"{name}.parquet").names) for name in names}
+    assert not {"job_id", "started_at", "snapshot_digest"} & columns["costs"]
+    assert "perplexity_numerator" in columns["windows"]
+    assert "nll_numerator" not in columns["windows"]
+    claims = read_claims(folder / "claims.toml")
+    first, second = (judge(claims, load_tables([run]))[0].as_json() for run in (methods, copy["methods"]))
+    assert first == second
+
+
+def test_what_cannot_be_copied_or_rendered_is_said(methods, folder, tmp_path):
+    with pytest.raises(UserErrors, match="holds no tables"):
+        render(folder)
+    empty = RunFolder(tmp_path / "empty")
+    empty.root.mkdir()
+    with pytest.raises(UserErrors, match=r"has no table global.*\n.*two runs|two runs.*\n.*has no table global"):
+        keep_tables([methods, methods, empty], folder / "data")
+    assert not (folder / "data").exists()
+    keep_tables([methods], folder / "data")
+    (folder / "index.md.jinja").write_text('{{ cell("methods", method="none-such").perplexity }}')
+    with pytest.raises(UserError, match="names 0 cells of methods"):
+        render(folder)
+    (folder / "index.md.jinja").write_text("{{ no_such_table }}")
+    with pytest.raises(UserError, match="no_such_table"):
+        render(folder)
+
+
+# --- the committed pages --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def remade() -> dict[str, str]:
+    """The committed pages, made again from the committed tables."""
+    drawn = [path.stem for path in sorted((RESULTS / "images").glob("*.png"))]
+    return pages(RESULTS, kept_runs(RESULTS / "data"), drawn)
+
+
+@pytest.mark.parametrize("name", ["index.md", "claims.md"])
+def test_committed_pages_are_those_of_the_committed_tables(remade, name):
+    committed = (RESULTS / name).read_text(encoding="utf-8")
+    assert committed == remade[name], "python -m aggregate.atlas docs/results"
+
+
+def test_a_table_of_the_page_holds_the_figures_of_the_parquet_file():
+    """By another way than the page is made: straight from the file."""
+    table = pd.read_parquet(RESULTS / "data" / "methods" / "tables" / "global.parquet")
+    table = table[(table["convention"] == "unique") & (table["pattern"] == "unstructured") & ~table["refit"]]
+    (wanda,) = table[(table["method"] == "wanda") & (table["sparsity_target"] == 0.3)].to_dict("records")
+    shown = re.search(r"^\| 30 % \| wanda \| (.*) \|$", (RESULTS / "index.md").read_text(), re.M)
+    assert shown is not None
+    agreement, kl, perplexity, bits = (
+        [float(number) for number in re.findall(r"[\d.]+", cell)] for cell in shown[1].split(" | ")
+    )
+    for numbers, metric, scale in (
+        (agreement, "top1_agreement", 100),
+        (kl, "kl", 1),
+        (perplexity, "perplexity", 1),
+        (bits, "bits_per_byte", 1),
+    ):
+        expected = [scale * wanda[column] for column in (metric, f"{metric}_lo", f"{metric}_hi")]
+        assert numbers == pytest.approx(expected, rel=5e-3), metric  # written with three digits
+
+
+def test_pages_notice_another_table(tmp_path, remade):
+    copy = tmp_path / "results"
+    shutil.copytree(RESULTS, copy)
+    path = copy / "data" / "methods" / "tables" / "global.parquet"
+    table = pd.read_parquet(path)
+    table.loc[(table["method"] == "wanda") & (table["sparsity_target"] == 0.3), "perplexity"] *= 1.01
+    table.to_parquet(path)
+    assert pages(copy, kept_runs(copy / "data"), ["methods"])["index.md"] != remade["index.md"]
+
+
+def test_committed_figures_are_the_ones_that_are_drawn(tmp_path):
+    drawn = {path.name for path in draw(kept_runs(RESULTS / "data"), tmp_path)}
+    assert drawn == {path.name for path in (RESULTS / "images").iterdir()}
+    for page in (RESULTS / "index.md", RESULTS.parents[1] / "README.md"):
+        for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name}: {target}"
+
+
+def test_the_copy_stays_small():
+    assert sum(path.stat().st_size for path in (RESULTS / "data").rglob("*") if path.is_file()) < 600_000
