@@ -10,21 +10,29 @@ import pandas as pd
 
 from aggregate.figures.data import Combination, ModelData, missing, records
 from aggregate.figures.style import label, line_style
+from aggregate.tipping import REACHED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def series(data: ModelData, metric: str) -> Iterator[tuple[int, Combination, str, pd.DataFrame]]:
-    """Number of the way of pruning, itself, the variant, and the figure by sparsity, dense first."""
+    """Number of the way of pruning, itself, the variant, and the figure by sparsity, dense first.
+
+    A variant that was measured from a later sparsity on starts there: a line from dense would pass by what the other
+    variants of the same weights show.
+    """
     for number, method in enumerate(data.methods):
         rows = data.over_seeds(method, metric)
         for variant in data.variants:
             found = rows[rows["variant"] == variant]
             if found.empty:
                 continue
+            late = found["sparsity_target"].min() > rows["sparsity_target"].min()
             dense = [
-                [0.0, row[metric], math.nan, math.nan, 1] for row in records(data.dense) if not missing(row[metric])
+                [0.0, row[metric], math.nan, math.nan, 1]
+                for row in records(data.dense)
+                if not late and not missing(row[metric])
             ]
             columns = ["sparsity_target", "value", "lo", "hi", "seeds"]
             points = [*dense, *found[columns].to_numpy().tolist()]
@@ -74,9 +82,10 @@ def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) ->
 def draw_tipping(axes: Axes, data: ModelData, metric: str, height: float) -> None:
     """Mark where each method leaves the tolerance: once a method, for its first variant.
 
+    Not where it leaves it before the first sparsity that was measured: the place would only follow the grid.
     The label stands at ``height`` (a fraction of the axes), where the metric's curves leave room.
     """
-    rows = data.tipping[(data.tipping["metric"] == metric) & data.tipping["sparsity_estimate"].notna()]
+    rows = data.tipping[(data.tipping["metric"] == metric) & (data.tipping["answer"] == REACHED)]
     for number, method in enumerate(data.methods):
         found = method.rows(rows)
         if found.empty:

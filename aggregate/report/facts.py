@@ -143,9 +143,10 @@ def _answers(seeds: list[Record]) -> str:
 def _answer(row: Record) -> str:
     if row["answer"] == NOT_REACHED:
         return f"not left up to {percent(row['sparsity_within'])}, the largest that was measured"
+    if row["answer"] == BELOW_FIRST:  # nothing was measured on the near side: a number would only follow the grid
+        return f"somewhere below {percent(row['sparsity_beyond'])}, the first sparsity that was measured"
     bracket = f"between {percent(row['sparsity_within'])} and {percent(row['sparsity_beyond'])}"
-    where = f"up to about {number(100 * row['sparsity_estimate'], 3)} %, {bracket}"
-    return f"{where} (below the first step that was measured)" if row["answer"] == BELOW_FIRST else where
+    return f"up to about {number(100 * row['sparsity_estimate'], 3)} %, {bracket}"
 
 
 def _size(row: Record) -> Iterator[Fact]:

@@ -13,9 +13,12 @@ from aggregate.advise import Limits, advise
 from aggregate.api import aggregate_run
 from aggregate.export import export_table
 from aggregate.figures import FIGURES, agreement, perplexity, size
+from aggregate.figures.curves import series
 from aggregate.figures.data import load
 from aggregate.report import write_report
+from aggregate.report.facts import facts_of
 from aggregate.tables import read_table
+from aggregate.tipping import BELOW_FIRST
 from sparsehpc.core.layout import RunFolder
 
 
@@ -130,3 +133,27 @@ def test_report_and_export_have_a_column_per_varying_axis(run, monkeypatch):
 def test_dense_rows_do_not_count_as_a_way_of_pruning(run):
     assert isinstance(load(run)[0].dense, pd.DataFrame)
     assert len(load(run)[0].dense) == 1
+
+
+def test_nothing_is_drawn_or_said_between_dense_and_the_first_sparsity_measured(tmp_path, synthetic):
+    """CSR at 50 % alone must not look as if it were worse at 30 %, nor may a crossing be read off an empty stretch."""
+    folder = RunFolder(tmp_path / "run")
+    grid = {"sparsities": ("0.3", "0.5"), "windows": 16}
+    cells = [
+        cell for cell in synthetic.cells_of("tiny", **grid) if cell.variant != "csr" or cell.pruning.sparsity == "0.5"
+    ]
+    assert sorted({cell.variant for cell in cells}) == ["csr", "dense", "masked"]
+    synthetic.write_plan(folder, cells)
+    for cell in cells:
+        synthetic.write_cell(folder, cell, synthetic.TINY)
+    aggregate_run(folder, figures=False)
+    (data,) = load(folder)
+    points = {variant: rows["sparsity_target"].tolist() for _, _, variant, rows in series(data, "perplexity")}
+    assert points == {"masked": [0.0, 0.3, 0.5], "csr": [0.5]}
+    first = data.tipping[(data.tipping["metric"] == "perplexity") & (data.tipping["variant"] == "masked")].iloc[0]
+    assert first["answer"] == BELOW_FIRST
+    axes = perplexity.draw(data).axes[0]
+    assert not [line for line in axes.lines if list(line.get_ydata()) == [0, 1]]  # no vertical line
+    (told,) = facts_of([data], data.table.iloc[:0])
+    said = " ".join(fact.text for fact in told.facts)
+    assert "somewhere below 30 %, the first sparsity that was measured" in said
