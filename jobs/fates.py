@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from jobs.states import cell_states
 from slurm.causes import Verdict
 from slurm.ledger import read_ledger
-from slurm.profile import Limits, load_profile
+from slurm.profile import Limits
+from slurm.profile_file import load_profile
 from slurm.queue import Queue
 from slurm.track import Place, Tracker, track
 from sparsehpc.core.errors import UserError

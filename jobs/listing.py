@@ -73,7 +73,7 @@ def _corpora() -> Entries:
 
 
 def _profiles() -> Entries:
-    from slurm.profile import load_profile, names
+    from slurm.profile_file import load_profile, names
 
     return [{"name": name, "summary": load_profile(name).description} for name in names()]
 

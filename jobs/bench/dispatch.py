@@ -171,7 +171,7 @@ def _times(started: float, planned: float, submitted: float) -> dict[str, float]
 @contextmanager
 def _cluster(name: str, tasks: int) -> Iterator[Any]:
     """Profile of the cluster to use: the one named, or the testbed's on a private cluster."""
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
     from slurm.testbed import Testbed
     from slurm.testbed.config import Options
 

@@ -70,7 +70,7 @@ def _magnitude(repeats: int) -> Row:
     from torch import nn
     from torch.nn.utils import prune
 
-    from sparsehpc.pruning.selection import find_cuts
+    from sparsehpc.pruning.cuts import find_cuts
 
     torch.manual_seed(0)
     shapes = ([(768, 768)] * 4 + [(3072, 768), (768, 3072)]) * 12

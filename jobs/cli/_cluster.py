@@ -19,7 +19,7 @@ def profile_of(run: RunFolder, name: str) -> Profile:
     A profile is code that runs on nodes, so that it is never read from a run folder.
     """
     from slurm.ledger import read_ledger
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
     from sparsehpc.core.errors import UserError
 
     if name:

@@ -30,7 +30,7 @@ def doctor(
 
     from jobs.doctor import run_checks
     from jobs.doctor_profile import check_profile, classes
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
 
     cluster = load_profile(profile) if profile else None
     checks = run_checks()

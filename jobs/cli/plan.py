@@ -27,7 +27,7 @@ def plan(
     from jobs.propose import TOTALS, class_totals, whole_price
     from jobs.study import find_study, load_study
     from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
     from sparsehpc.core.keys import key_row
 
     cluster = load_profile(profile)

@@ -35,7 +35,7 @@ def probe(
     import datetime
 
     from slurm import probe as probing
-    from slurm.profile import parse_profile, user_folder
+    from slurm.profile_file import parse_profile, user_folder
     from sparsehpc.core.errors import UserError
     from sparsehpc.core.files import write_text
 
@@ -61,7 +61,7 @@ def probe(
 @group.command(name="list")
 def list_profiles(json: Json = False) -> None:
     """Name the profiles that can be used: your own and the shipped ones."""
-    from slurm.profile import load_profile, names, user_folder
+    from slurm.profile_file import load_profile, names, user_folder
 
     rows = [
         (name, "yours" if (user_folder() / f"{name}.toml").is_file() else "shipped", load_profile(name).description)
@@ -76,6 +76,6 @@ def list_profiles(json: Json = False) -> None:
 @group.command()
 def show(profile: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
     """Check a profile and print it whole, defaults included."""
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
 
     typer.echo(load_profile(profile).model_dump_json(indent=1, by_alias=True))

@@ -22,7 +22,7 @@ def script(
     from jobs.folder import existing_run
     from jobs.inputs import load_inputs
     from jobs.plan_file import find_cell
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
     from slurm.script import hand_script
 
     folder = existing_run(run)

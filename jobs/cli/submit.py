@@ -44,7 +44,7 @@ def submit(
     from jobs.propose import TOTALS, class_totals, propose
     from jobs.study import find_study, load_study
     from jobs.submit import script_of, send_all, settle_run
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
     from sparsehpc.core.errors import UserError
     from sparsehpc.core.layout import RunFolder
 

@@ -143,7 +143,7 @@ def global_budgets(
     parameters: Sequence[Parameter], scores: Callable[[str], torch.Tensor], sparsity: Fraction
 ) -> dict[str, Fraction]:
     """Share of every matrix among the lowest ``sparsity`` of all scores of the model."""
-    from sparsehpc.pruning.selection import find_cuts
+    from sparsehpc.pruning.cuts import find_cuts
 
     names = [p.name for p in parameters]
     count = removed_count(sparsity, sum(p.numel for p in parameters))

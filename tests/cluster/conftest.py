@@ -180,7 +180,7 @@ def profile(write_profile: Callable[..., str]) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def write_profile(home: Path) -> Callable[..., str]:
     """Write a profile like ``testbed`` with further lines into the user's folder; its name."""
-    from slurm.profile import user_folder
+    from slurm.profile_file import user_folder
 
     def write(job: str = "", limits: str = "", interval_s: float = 0.0, timeout_s: float = 20.0) -> str:
         path = user_folder() / f"own-{uuid.uuid4().hex[:6]}.toml"

@@ -13,7 +13,7 @@ import pytest
 from slurm.causes import classify, read_tail, task_log
 from slurm.executor import SubmissionRefused, SubmissionUnclear, make_executor
 from slurm.ledger import job_id_from_logs
-from slurm.profile import load_profile, parse_profile
+from slurm.profile_file import load_profile, parse_profile
 from slurm.queue import Queue
 from slurm.resources import Resources
 

@@ -85,7 +85,7 @@ def too_short(bed, study_folder, write_profile, tmp_path_factory):
     from jobs.propose import propose
     from jobs.study import load_study
     from jobs.submit import send_all
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
 
     study = load_study(write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}))
     profile = load_profile(write_profile("setup = ['sleep 200']", "min_minutes = 1"))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slurm.profile import load_profile
+from slurm.profile_file import load_profile
 from slurm.resources import Resources
 
 

@@ -13,7 +13,7 @@ from jobs.pack import by_walk, packs
 from jobs.plan import make_plan
 from jobs.propose import propose
 from jobs.study import find_study, load_study
-from slurm.profile import load_profile
+from slurm.profile_file import load_profile
 from sparsehpc.core.spec import Cell, Pruning, Windows
 
 WINDOWS = Windows(corpus="samples", windows=1, window_tokens=8)

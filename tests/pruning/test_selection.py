@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsehpc.core.errors import CellError
+from sparsehpc.pruning import cuts as ranking
 from sparsehpc.pruning import selection
 from sparsehpc.pruning.patterns import removed_count
 
@@ -19,7 +20,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def cuts(tensors, counts, tie_rule="index"):
     names = [str(i) for i in range(len(tensors))]
-    return selection.find_cuts(names, lambda name: tensors[int(name)], counts, tie_rule)
+    return ranking.find_cuts(names, lambda name: tensors[int(name)], counts, tie_rule)
 
 
 def masks(tensors, count, tie_rule="index"):
@@ -100,7 +101,7 @@ def test_reads_each_tensor_twice_and_in_order():
         read.append(name)
         return tensors[int(name)]
 
-    selection.find_cuts(["0", "1", "2"], reader, [3, 5, 20])
+    ranking.find_cuts(["0", "1", "2"], reader, [3, 5, 20])
     assert read == ["0", "1", "2"] * 2
 
 
@@ -110,7 +111,7 @@ def test_same_bits_for_any_chunk_and_thread_count(monkeypatch, chunk, threads):
     torch.manual_seed(1)
     tensors = [torch.randint(-40, 41, (17, 23)).float() / 64, torch.randint(-40, 41, (9, 31)).float() / 64]
     expected = brute_force(tensors, 300)
-    monkeypatch.setattr(selection, "CHUNK", chunk)
+    monkeypatch.setattr(ranking, "CHUNK", chunk)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -128,14 +129,14 @@ def test_a_non_contiguous_weight_ranks_by_its_logical_index():
 def test_nan_is_an_error_that_names_the_tensor_and_infinity_ranks_last():
     good, bad = torch.ones(2, 2), torch.tensor([[1.0, float("nan")]])
     with pytest.raises(CellError, match=r"layer\.bad holds 1 NaN of 2"):
-        selection.find_cuts(["good", "layer.bad"], {"good": good, "layer.bad": bad}.__getitem__, [1])
+        ranking.find_cuts(["good", "layer.bad"], {"good": good, "layer.bad": bad}.__getitem__, [1])
     infinite = torch.tensor([[float("-inf"), 3.0, 3.4e38]])
     assert masks([infinite], 2)[0].tolist() == [[False, True, True]]
 
 
 def test_float64_is_refused_because_its_key_would_lose_bits():
     with pytest.raises(TypeError, match="float64"):
-        selection.magnitude_keys(torch.ones(2, dtype=torch.float64))
+        ranking.magnitude_keys(torch.ones(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("count", [-1, 5])

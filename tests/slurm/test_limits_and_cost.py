@@ -3,7 +3,8 @@ import pytest
 from slurm import probe as probing
 from slurm.cost import CostModel, Estimate, Work, job_seconds
 from slurm.limits import ClusterLimits, array_tasks, free_slots, split
-from slurm.profile import Limits, parse_profile
+from slurm.profile import Limits
+from slurm.profile_file import parse_profile
 
 
 @pytest.mark.parametrize(

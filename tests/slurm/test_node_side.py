@@ -147,7 +147,7 @@ def test_the_payload_is_written_for_its_owner_alone_whatever_the_umask(tmp_path,
     from submitit.core.utils import DelayedSubmission
 
     from slurm.executor import ClusterExecutor
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
 
     monkeypatch.setattr(ClusterExecutor, "affinity", classmethod(lambda cls: 2))
     executor = ClusterExecutor(tmp_path / "s", Resources(), load_profile("generic-cpu"), "n")

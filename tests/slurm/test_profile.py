@@ -1,7 +1,7 @@
 import pytest
 
-from slurm import profile as profiles
-from slurm.profile import load_profile, parse_profile
+from slurm import profile_file as profiles
+from slurm.profile_file import load_profile, parse_profile
 from slurm.resources import Resources
 from sparsehpc.core.errors import UserError, UserErrors
 

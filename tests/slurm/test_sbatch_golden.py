@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm import profile as profiles
-from slurm.profile import load_profile, parse_profile
+from slurm import profile_file as profiles
+from slurm.profile import DIRECTIVES
+from slurm.profile_file import load_profile, parse_profile
 from slurm.resources import Resources
 from slurm.sbatch import check_folder, job_name, sbatch_text
 from slurm.script import hand_script
@@ -61,7 +62,7 @@ def render(job, resources=CLASSES[1], folder=Path("/r/s")):
 
 
 def test_every_directive_can_be_unset():
-    everything = list(profiles.DIRECTIVES)
+    everything = list(DIRECTIVES)
     assert directives(render(f"[job]\naccount='a'\nunset={everything}")) == []
 
 

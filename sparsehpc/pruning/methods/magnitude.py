@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparsehpc.models.structure import Parameter
-    from sparsehpc.pruning.selection import Cut
+    from sparsehpc.pruning.cuts import Cut
     from sparsehpc.pruning.structured import Units
 
 
@@ -69,7 +69,8 @@ class Magnitude(Method):
         cls, methods: Sequence[Method], parameters: Sequence[Parameter], read: Callable[[str], torch.Tensor]
     ) -> None:
         """Find the thresholds of all combinations in two passes for each pattern and tie rule."""
-        from sparsehpc.pruning.selection import check_weight, find_cuts, square_blocks
+        from sparsehpc.pruning.cuts import find_cuts
+        from sparsehpc.pruning.selection import check_weight, square_blocks
 
         groups: dict[tuple[str, Literal["index", "threshold"]], list[Magnitude]] = {}
         for method in methods:

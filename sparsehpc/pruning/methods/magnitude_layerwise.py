@@ -35,7 +35,8 @@ class MagnitudeLayerwise(Method):
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Remove the smallest weights of one matrix."""
-        from sparsehpc.pruning.selection import check_weight, expand_blocks, find_cuts, remove, square_blocks
+        from sparsehpc.pruning.cuts import find_cuts
+        from sparsehpc.pruning.selection import check_weight, expand_blocks, remove, square_blocks
 
         name, pattern = site.parameter.name, self.pattern
         check_weight(weight, name)
