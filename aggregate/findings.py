@@ -118,10 +118,21 @@ def _integer(key: str, value: Any) -> Any:
     return int(value) if key in _WHOLE and pd.notna(value) else value
 
 
-def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Iterator[dict[str, Any]]:
+def curves(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Keys and rows of every curve over sparsity, ascending, in the order of the plan.
+
+    Parameters
+    ----------
+    frame
+        The ``global`` table, one row a cell.
+    """
     pruned = frame[(frame["method"] != "none") & (frame["sparsity_target"] > 0)]
     for keys, rows in _groups(pruned, _AXES):
-        rows = rows.sort_values("sparsity_target", kind="stable").drop_duplicates("sparsity_target")
+        yield keys, rows.sort_values("sparsity_target", kind="stable").drop_duplicates("sparsity_target")
+
+
+def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Iterator[dict[str, Any]]:
+    for keys, rows in curves(frame):
         s = rows["sparsity_target"].to_numpy(float)
         bounded = rows["interval_units"].to_numpy() >= statistics.FEWEST_UNITS
         common = {**keys, "trained": bool(rows["trained"].all()), "points": len(rows)}
@@ -129,7 +140,7 @@ def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Ite
             ("perplexity", tipping.PERPLEXITY_TOLERANCE),
             ("top1_agreement", tipping.AGREEMENT_TOLERANCE),
         ):
-            loss, limit = _loss(rows, metric, tolerance)
+            loss, limit = loss_of(rows, metric, tolerance)
             found = tipping.crossing(s, loss, limit)
             row = {
                 **common,
@@ -144,7 +155,7 @@ def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Ite
             yield row | (_break(rows, sums) if metric == "perplexity" else {})
 
 
-def _loss(rows: pd.DataFrame, metric: str, tolerance: float) -> tuple[Floats, float]:
+def loss_of(rows: pd.DataFrame, metric: str, tolerance: float) -> tuple[Floats, float]:
     """Loss on the bad side of the interval and the limit it must keep."""
     if metric == "perplexity":
         if LOG_RATIO not in rows:

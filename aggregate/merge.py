@@ -162,7 +162,7 @@ def _agree(name: str, first: Any, second: Any) -> bool:
 
 def _copy(runs: Sequence[RunFolder], coverages: Sequence[Coverage], target: RunFolder) -> dict[str, int]:
     target.root.mkdir(parents=True, exist_ok=True)
-    for name in ("study.toml", "inputs.json"):
+    for name in ("study.toml", "inputs.json", "extensions.json"):
         if (runs[0].root / name).is_file():
             _copy_file(runs[0].root / name, target.root / name)
     if runs[0].tokens.is_dir():

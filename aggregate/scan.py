@@ -25,6 +25,9 @@ STATES = ("done", "failed", "damaged", "missing")
 #: Threads that look at shards: the wait is for the file system, not for the processor.
 _LOOKERS = 8
 
+#: Shards that a thread looks at before it asks for more: asking for each costs as much as looking at a few.
+_AT_ONCE = 25
+
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
@@ -127,9 +130,11 @@ def scan(run: RunFolder, *, verify: bool = False, plan: pa.Table | None = None, 
     ids = [str(value) for value in table.column("cell_id").to_pylist()]
     found_packs = tuple(load_packs(run)) if packs and not verify else ()
     packed = {str(row["cell_id"]): row for pack in found_packs for row in pack.rows}
+    left = [cell_id for cell_id in ids if cell_id not in packed]
+    batches = [left[start : start + _AT_ONCE] for start in range(0, len(left), _AT_ONCE)]
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        left = [cell_id for cell_id in ids if cell_id not in packed]
-        looked = dict(zip(left, pool.map(lambda cell_id: _look(run, cell_id, verify), left), strict=True))
+        parts = pool.map(lambda batch: [_look(run, cell_id, verify) for cell_id in batch], batches)
+        looked = dict(zip(left, (found for part in parts for found in part), strict=True))
     done = ShardState("done")
     found = [(done, packed[cell_id]) if cell_id in packed else looked[cell_id] for cell_id in ids]
     return Coverage(table, tuple(state for state, _ in found), tuple(row for _, row in found), found_packs)

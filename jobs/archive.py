@@ -18,7 +18,7 @@ def archive_run(run: RunFolder, out: Path) -> list[str]:
     """
     if not (run.tables / "coverage.parquet").is_file():
         raise UserError(f"{run.root} has no tables yet", f"sparsehpc aggregate {run.root}")
-    parts = [run.study, run.plan, run.provenance, run.tables, run.figures, run.report]
+    parts = [run.study, run.plan, run.extensions, run.provenance, run.tables, run.figures, run.report]
     files = [
         file
         for part in parts

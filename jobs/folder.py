@@ -21,7 +21,7 @@ from sparsehpc.core.spec import Cell
 
 #: Everything that a run folder holds; a folder with other entries and no plan is someone else's.
 ENTRIES = frozenset(
-    {"study.toml", "plan.parquet", "provenance.json", "inputs.json", "tokens", "cells"}
+    {"study.toml", "plan.parquet", "provenance.json", "inputs.json", "extensions.json", "tokens", "cells"}
     | {"submissions", "checkpoints", "logs", "tables", "figures", "report"}
 )
 _OTHER_FOLDER = "choose another folder with --out"

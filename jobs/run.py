@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from jobs.extend import with_extensions
 from jobs.folder import default_folder, open_run
 from jobs.inputs import fix_inputs
 from jobs.local import run_in_process, run_in_processes
@@ -91,8 +92,9 @@ def run_study(
         Before anything is computed: a bad study, a model that is not prepared, a folder of another study, ...
     """
     study = load_study(path)
-    plan = make_plan(study)
-    run, unfinished = start(study, plan, out, quiet=quiet)
+    folder = out if out is not None else default_folder(study)
+    plan = with_extensions(make_plan(study), RunFolder(folder))
+    run, unfinished = start(study, plan, folder, quiet=quiet)
     with Reporter(len(plan.cells), len(plan.cells) - len(unfinished), quiet=quiet) as reporter:
         if unfinished:
             inputs = fix_inputs(run, study, plan.cells)

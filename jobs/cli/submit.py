@@ -39,6 +39,7 @@ def submit(
     """
     import shutil
 
+    from jobs.extend import with_extensions
     from jobs.folder import default_folder
     from jobs.plan import make_plan
     from jobs.propose import TOTALS, class_totals, propose
@@ -50,7 +51,7 @@ def submit(
 
     loaded = load_study(find_study(study))
     cluster = load_profile(profile)
-    plan = make_plan(loaded)
+    plan = with_extensions(make_plan(loaded), RunFolder((out or default_folder(loaded)).absolute()))
     live = shutil.which("squeue") is not None and not dry_run
     if live:
         settle_run(RunFolder((out or default_folder(loaded)).absolute()), cluster)

@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/ study.toml  plan.parquet  provenance.json  inputs.json
+    RUN/ study.toml  plan.parquet  provenance.json  inputs.json  extensions.json
          tokens/<key>.npz                      evaluation and calibration tokens, fixed when the run was made
          cells/<2 hex>/<cell_id>/              measurements.parquet, cell.parquet (the commit mark), failure.json
          submissions/<id>/                     ledger.json and what the scheduler's tools leave
@@ -57,6 +57,11 @@ class RunFolder:
     def inputs(self) -> Path:
         """Where on this machine the run's models lie, digests of its tokens, resource classes; never exported."""
         return self.root / "inputs.json"
+
+    @property
+    def extensions(self) -> Path:
+        """Cells that were added to the plan after the study was planned, and why."""
+        return self.root / "extensions.json"
 
     @property
     def tokens(self) -> Path:

@@ -178,6 +178,8 @@ def conform(table: pa.Table, expected: pa.Schema) -> pa.Table:
     version = (table.schema.metadata or {}).get(b"sparsehpc.schema_version", b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise ValueError(f"schema version {version}, this code reads {SCHEMA_VERSION}")
+    if table.schema.equals(expected, check_metadata=False):
+        return table
     columns, problems = [], []
     for field in expected:
         place = table.schema.get_field_index(field.name)
