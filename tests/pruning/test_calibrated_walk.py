@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from fractions import Fraction
 
 import numpy as np
@@ -198,6 +199,60 @@ def test_the_walk_equals_the_whole_model(family, changes, tiny_snapshot, tmp_pat
     assert {name: nonzero[name] for name in expected_nonzero} == expected_nonzero
     # The walk runs the same kernels on the same windows; a mask bit may still flip where float32 products differ.
     assert nll == pytest.approx(expected_nll, rel=1e-5)
+
+
+def test_raised_damping_is_in_the_cells_row(tiny_snapshot, tmp_path):
+    # Without damping a Hessian of fewer tokens than features has no Cholesky factor.
+    pruning = Pruning(
+        method="sparsegpt",
+        pattern="unstructured",
+        sparsity="0.5",
+        calibration=CALIBRATION,
+        options=(("damping", 0.0),),
+    )
+    cell = Cell(
+        model="m", evaluation=Windows(corpus="samples", windows=2, window_tokens=64), variant="masked", pruning=pruning
+    )
+    found = []
+    run_cells(
+        [cell],
+        tiny_snapshot(FAMILIES["llama"]),
+        EVALUATION,
+        {CALIBRATION: windows((20,), 1)},
+        None,
+        scratch=tmp_path,
+        memory_bytes=None,
+        finished=lambda done, result: found.append(result),
+    )
+    notes = json.loads(found[0].row["notes"])["method"]
+    down = notes["model.layers.0.mlp.down_proj.weight"]  # 128 features, 20 tokens
+    assert down["damping_raised"] >= 1
+    assert down["damping"] == pytest.approx(1e-4 * 10 ** (down["damping_raised"] - 1))
+    assert set(notes) <= {p.name for p in tiny_snapshot(FAMILIES["llama"]).structure.prunable(("attention", "mlp"))}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox", "gpt_neox-sequential"])
+def test_a_layer_that_went_is_a_layer_left_out(family, tiny_snapshot, tmp_path):
+    """Its weights are zero and its biases gone, which is the same as a model with one layer less."""
+    snapshot = tiny_snapshot(FAMILIES[family])
+    pruning = Pruning(method="block-influence", pattern="layers", sparsity="0.34", calibration=CALIBRATION)
+    _, nll = walk(pruning, snapshot, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(snapshot.path).float().eval()
+    with torch.no_grad():
+        influence = influences(model, snapshot.structure)
+        del model.get_submodule(snapshot.structure.layers_path)[min(influence, key=influence.get)]
+        expected = 0.0
+        for ids in EVALUATION.ids:
+            logits = model(torch.from_numpy(ids)[None], use_cache=False).logits[0, :-1].double()
+            expected += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids)[1:], reduction="sum"))
+    assert nll == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_post_norm_decoder_has_no_layer_to_leave_out(tiny_snapshot):
+    snapshot = tiny_snapshot(FAMILIES["opt-post-norm"])
+    pruning = Pruning(method="block-influence", pattern="layers", sparsity="0.34", calibration=CALIBRATION)
+    with pytest.raises(UserError, match="an empty layer is not the same as none"):
+        Compression(snapshot, pruning, "masked", calibration=TEXT)
 
 
 def test_shipped_methods_fill_their_page():

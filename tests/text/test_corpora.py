@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from sparsehpc.core.errors import UserError
+from sparsehpc.core.spec import Calibration, Windows
 from sparsehpc.text.base import CORPORA, corpus_names, corpus_problem, open_corpus
+from sparsehpc.text.build import calibration_windows, evaluation_windows
 from sparsehpc.text.corpora.samples import labelled_samples
 from sparsehpc.text.prepared import PreparedCorpus
 from sparsehpc.text.tokenizer import Tokenizer
@@ -191,6 +193,29 @@ def test_c4_takes_the_first_documents_of_the_first_shard(own_home: Path, monkeyp
     assert words == ("allenai/c4",)
     assert options["data_files"] == {"train": "en/c4-train.00000-of-01024.json.gz"}
     assert corpus.documents() == [f"document {number}" for number in range(4000)]
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "c4"])
+def test_prepared_corpora_calibrate_apart_from_what_is_evaluated(
+    name: str, own_home: Path, monkeypatch: pytest.MonkeyPatch, bpe_tokenizer: Tokenizer
+) -> None:
+    samples = open_corpus("samples").documents()
+    FakeHub(monkeypatch, samples)
+    open_corpus(name).prepare()
+    evaluation = Windows(corpus=name, windows=4, window_tokens=16)
+    evaluated = evaluation_windows(evaluation, bpe_tokenizer, 64)
+    draws = [
+        calibration_windows(
+            Calibration(corpus=name, windows=6, window_tokens=12, seed=seed), evaluation, bpe_tokenizer, 64
+        )
+        for seed in (0, 1)
+    ]
+    for drawn in draws:
+        assert [len(ids) for ids in drawn.ids] == [12] * 6
+        assert name in drawn.source
+        for ids in drawn.ids:
+            assert not any(bpe_tokenizer.decode(ids) in bpe_tokenizer.decode(other) for other in evaluated.ids)
+    assert draws[0].starts != draws[1].starts
 
 
 def damage_text(folder: Path) -> None:
