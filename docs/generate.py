@@ -107,6 +107,12 @@ How the zeros are spread over the layers (`allocation` in the grid); `default` i
 """
 
 
+def _in_turn(method: type[Method]) -> str:
+    """Whether statistics can be recomputed inside a layer: there must be some, of single matrices."""
+    single = any(PATTERNS[name].kind != "structured" for name in method.patterns)
+    return "yes" if single and method.statistics else "with `refit = true`" if single and method.refits else "no"
+
+
 def method_page(method: type[Method]) -> str:
     """One pruning method."""
     statistics = {"input_norm": "the norm of every input feature", "hessian": "the Hessian X X^T of its inputs"}
@@ -136,6 +142,7 @@ def method_page(method: type[Method]) -> str:
 | patterns | {_codes(method.patterns)} |
 | allocations | {_codes(method.allocations)} |
 | `refit = true` possible | {_yes(method.refits)} |
+| `true_sequential = true` possible | {_in_turn(method)} |
 | cost | {_escape(method.cost)} |
 | when to use it | {_escape(method.advice)} |
 | published code differs | {_escape(method.differs)} |

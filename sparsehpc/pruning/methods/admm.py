@@ -80,13 +80,14 @@ class Admm(Method):
         "W = (H + rho I)^-1 (H W0 - V + rho D), D = P(W + V / rho), V += rho (W - D)"
     )
     cost = (
-        "An eigenvalue decomposition per distinct input and matrix, and up to a few hundred products of "
-        "in_features^2 x out_features; the slowest method here by far."
+        "An eigenvalue decomposition per matrix (on one thread, so that masks do not depend on their number), and up "
+        "to a few hundred products of in_features^2 x out_features; the slowest method here by far."
     )
     advice = "High sparsity and N:M, where its masks are better than those of a single sweep."
     differs = (
         "The step control is ALPS's: the penalty follows how much the mask still moves. Exactly floor(s n) "
-        "weights go; published code rounds. 4:8 is 4:8 (other public ADMM code silently makes it 2:4)."
+        "weights go; published code rounds. It starts anew whenever a first penalty hardly moves the mask, published "
+        "code only where something moved. 4:8 is 4:8 (other public ADMM code silently makes it 2:4)."
     )
     statistics = ("hessian",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")

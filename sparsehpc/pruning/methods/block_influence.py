@@ -29,7 +29,10 @@ class BlockInfluence(Method):
     scope = "model"
     cost = "One walk of the dense model over the calibration text; the pruned model is faster on any hardware."
     advice = "Deep models at 10 to 25 %; small models fall apart early."
-    differs = "Influence is measured once on the dense model, as in the paper; ties go by layer."
+    differs = (
+        "Influence is measured once on the dense model, as in the paper; ties go by layer. Models that normalise "
+        "behind the residual connection (OPT-350m) are refused: there an empty layer is not the same as none."
+    )
     patterns = ("layers",)
 
     _gone: frozenset[int] | None = None

@@ -56,13 +56,14 @@ class SparseGPT(Method):
     citation = "Frantar, Alistarh: SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, ICML 2023"
     formula = "score = w_ij^2 / U_jj^2 with U^T U = (X^T X + damping)^-1; w_i,j+1: -= (w_ij / U_jj) U_j,j+1:"
     cost = (
-        "A Hessian per distinct input (in_features^2 float64), one Cholesky of it, and a sweep of about "
+        "A Hessian per distinct input (in_features^2 float64), one Cholesky per matrix, and a sweep of about "
         "in_features^2 x out_features multiply-adds."
     )
     advice = "The standard of one-shot pruning; clearly better than Wanda above 50 % and for N:M."
     differs = (
         "Published code removes one weight more per block, zeroes all weights of dead inputs whatever the "
-        "quota, and llm-compressor turns into magnitude pruning if Cholesky fails. The sweep here needs one "
+        "quota, and llm-compressor turns into magnitude pruning if Cholesky fails. As there, a zero of the dense "
+        "weight may come back where an update gives it weight; the count stays. The sweep here needs one "
         "Cholesky and no inverse; its results are the same."
     )
     statistics = ("hessian",)

@@ -1,0 +1,50 @@
+"""The page of the pruning benchmarks shows what the benchmarks wrote, and that meets what was asked of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+#: At least so many times as fast as the usual implementation.
+GOALS = {"magnitude mask": 20, "sparsegpt": 1.5, "wanda": 1.5}
+GIB_ALLOWED = 2
+
+
+def rows(name):
+    return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())["rows"]
+
+
+def lines():
+    text = (RESULTS / "benchmarks-pruning.md").read_text().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text if line.startswith("|")]
+
+
+def test_times_are_those_of_the_file_and_reach_their_goals():
+    shown = {line[0]: line[1:] for line in lines()}
+    for row in rows("pruning"):
+        baseline, ours, theirs, ratio = shown[row["work"]]
+        assert baseline == row["baseline"]
+        assert ours.split()[0] == f"{row['seconds']:.3f}"
+        assert theirs.split()[0] == f"{row['baseline_seconds']:.3f}"
+        assert ratio == f"{row['ratio']:.3g}" or ratio == f"{row['ratio']:.2f}"
+        goal = next(goal for work, goal in GOALS.items() if row["work"].startswith(work))
+        assert row["ratio"] >= goal
+        if "relative_error" in row:
+            assert abs(row["relative_error"] / row["baseline_relative_error"] - 1) < 0.001
+        assert row.get("mask_bits_different", 0) == 0
+
+
+def test_memory_is_that_of_the_file_and_stays_below_two_gibibytes():
+    shown = {line[0]: line[1:] for line in lines()}
+    for row in rows("memory"):
+        method = row["work"].split()[0]
+        assert shown[method] == [
+            f"{row['model_gib']:.3f}",
+            f"{row['peak_rss_gib']:.3f}",
+            f"{row['predicted_gib']:.3f}",
+            f"{row['peak_rss_gib'] / row['predicted_gib']:.2f}",
+        ]
+        assert row["model_gib"] >= 6
+        assert row["peak_rss_gib"] < GIB_ALLOWED
+        assert row["zeros"] == row["prunable"] // 2
