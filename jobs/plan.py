@@ -209,6 +209,8 @@ class _Planner:
 
     def _unstorable(self, variant: str, pruning: Pruning) -> str | None:
         layout = FORMATS.get(variant)
+        if (reason := layout.unsupported_on(self.study.resources[self.model.resource].device)) is not None:
+            return reason
         for parameter in self.shapes[pruning.targets]:
             rows, columns = parameter.shape
             reason = layout.unsupported(rows, columns, self.model.dtype, pruning.pattern)

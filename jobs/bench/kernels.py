@@ -71,7 +71,7 @@ def _dense_sides(matrices: Sequence[torch.Tensor], tokens: int) -> dict[str, Sid
     from torch.nn.functional import linear
 
     from sparsehpc.formats import kernels
-    from sparsehpc.formats.kernels import ops  # noqa: F401 - registers the operators
+    from sparsehpc.formats.kernels import ops
 
     sides: dict[str, Side] = {"torch.linear": lambda i, x: linear(x, matrices[i])}
     if tokens == 1:
@@ -80,8 +80,8 @@ def _dense_sides(matrices: Sequence[torch.Tensor], tokens: int) -> dict[str, Sid
         product = torch.ops.mkldnn._linear_pointwise.default
         sides["oneDNN"] = lambda i, x: product(x, matrices[i], None, "none", [], "")
     if kernels.isa() is not None:
-        own = torch.ops.sparsehpc.dense.default
-        sides["own dense"] = lambda i, x: own(x, matrices[i])
+        own = [ops.Product(ops.dense(matrix, matrix), matrix.shape[1]) for matrix in matrices]
+        sides["own dense"] = lambda i, x: own[i](x)
     return sides
 
 

@@ -122,6 +122,8 @@ class Format(ABC):
         Whether the arrays can be cut between rows, as `sparsehpc.formats.rows` does it.
     uses_grid
         Whether `encode_on` makes use of the 4-bit grid a checkpoint was published on.
+    devices
+        Devices on which `Stored.matmul` has a kernel of its own; on others a study refuses the format.
     study_buffers
         Whether the old study's accounting lost these weights (it kept CSR arrays as buffers, not parameters).
     """
@@ -132,12 +134,20 @@ class Format(ABC):
     reference: ClassVar[bool] = False
     by_row: ClassVar[bool] = True
     uses_grid: ClassVar[bool] = False
+    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
     study_buffers: ClassVar[bool] = False
 
     @classmethod
     def unsupported(cls, rows: int, columns: int, dtype: str, pattern: str) -> str | None:
         """Why a matrix cannot be stored this way, or None where it can. Asked at plan time."""
         return None
+
+    @classmethod
+    def unsupported_on(cls, device: str) -> str | None:
+        """Why weights stored this way cannot be multiplied on a device, or None where they can. Asked at plan time."""
+        if device in cls.devices:
+            return None
+        return f"{cls.name} has kernels for {' and '.join(cls.devices)} only, not for {device}"
 
     @classmethod
     @abstractmethod

@@ -16,10 +16,22 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sparsehpc.formats.kernels.ops import Arrays
+    from sparsehpc.formats.kernels.ops import Product
 
 #: Dense weights decoded at once by the torch path: 1 MiB in float32.
 _TILE_WEIGHTS = 1 << 18
+
+
+def _watched(x: torch.Tensor) -> bool:
+    """Whether torch traces, profiles or differentiates what happens to x."""
+    import torch
+
+    return (
+        torch.compiler.is_compiling()
+        or type(x) is not torch.Tensor
+        or torch._C._autograd._profiler_enabled()
+        or (x.requires_grad and torch.is_grad_enabled())
+    )
 
 
 class Packed(Stored):
@@ -32,7 +44,7 @@ class Packed(Stored):
     def __init__(self) -> None:
         self._compiled = self._find_compiled()
 
-    def _find_compiled(self) -> tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]] | None:
+    def _find_compiled(self) -> tuple[Product, Callable[..., torch.Tensor], tuple[torch.Tensor, ...]] | None:
         import torch
 
         from sparsehpc.formats import kernels
@@ -45,16 +57,11 @@ class Packed(Stored):
         if not 1 <= self.shape[1] <= ops.MAX_COLUMNS or any(array.dtype == torch.float64 for array in arrays):
             return None
         operator: Callable[..., torch.Tensor] = getattr(torch.ops.sparsehpc, name).default
-        return operator, arrays
+        return ops.Product(ops.ARRAYS[name](arrays[0], *arrays), self.shape[1]), operator, arrays
 
-    def compiled_arrays(self) -> Arrays | None:
-        """The matrix as the compiled kernels take it, past torch's dispatcher; None where torch serves."""
-        if self._compiled is None:
-            return None
-        from sparsehpc.formats.kernels import ops
-
-        name, arrays = self._operator
-        return ops.ARRAYS[name](arrays[0], *arrays)
+    def product(self) -> Product | None:
+        """The compiled product, past torch's dispatcher; None where torch serves."""
+        return None if self._compiled is None else self._compiled[0]
 
     @abstractmethod
     def decode_rows(self, first: int, last: int) -> torch.Tensor:
@@ -92,8 +99,9 @@ class Packed(Stored):
         if 0 in (*self.shape, *x.shape):
             return x.new_zeros(x.shape[0], self.shape[0])
         if self._compiled is not None and x.dtype != torch.float64:
-            operator, arrays = self._compiled
-            return operator(x, *arrays)
+            product, operator, arrays = self._compiled
+            # Torch's dispatcher takes longer than the product of a small layer: only where somebody watches.
+            return operator(x, *arrays) if _watched(x) else product(x)
         y = torch.empty(x.shape[0], self.shape[0], dtype=x.dtype, device=x.device)
         for first, last in self._tiles():
             y[:, first:last] = linear(x, self.decode_rows(first, last).to(x.dtype))

@@ -186,12 +186,11 @@ def _compiled(stored: Stored) -> Product | None:
     from sparsehpc.formats.packed import Packed
 
     if isinstance(stored, Packed):
-        served = stored.compiled_arrays()
-        return None if served is None else lambda x: ops.multiply(x, served)
+        return stored.product()
     arrays = stored.components()
     if set(arrays) != {"values"} or stored.dtype not in ops.X_TYPES or not 0 < stored.shape[1] <= ops.MAX_COLUMNS:
         return None
     weight = arrays["values"]
-    dense = ops.dense(weight, weight)
+    dense = ops.Product(ops.dense(weight, weight), weight.shape[1])
     # Many tokens at once are the library's strength, one token is the kernel's.
-    return lambda x: ops.multiply(x, dense) if x.shape[0] <= ops.SMALL_TOKENS else linear(x, weight)
+    return lambda x: dense(x) if x.shape[0] <= ops.SMALL_TOKENS else linear(x, weight)

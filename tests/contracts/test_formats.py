@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sparsehpc.core.spec import DTYPE_BYTES
 from sparsehpc.formats.base import FORMATS, Format, Stored
+from sparsehpc.formats.packed import Packed
 
 NAMES = FORMATS.names()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -283,6 +284,19 @@ def test_words_for_people(name: str) -> None:
     assert "\n" not in form.summary
     assert item.kernel
     assert 0 <= item.flops_per_token <= 2 * 16 * 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_devices_without_a_kernel_are_refused_with_the_reason(name: str) -> None:
+    form = FORMATS.get(name)
+    assert form.unsupported_on("cpu") is None
+    assert set(form.devices) <= {"cpu", "cuda"}
+    # The compiled kernels run on processors; dense references are also there for their size and quality.
+    item = stored(name, matrix(16, 64, 0.5, "float32"))
+    if isinstance(item, Packed) and not form.reference:
+        assert form.devices == ("cpu",)
+    if "cuda" not in form.devices:
+        assert form.unsupported_on("cuda") == f"{name} has kernels for cpu only, not for cuda"
 
 
 @pytest.mark.parametrize("name", NAMES)

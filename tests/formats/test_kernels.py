@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -93,6 +94,23 @@ def test_every_instruction_set_and_strategy(
 
 @needs_kernels
 @pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize(("name", "pattern", "operator"), CASES)
+def test_many_tokens_go_through_the_library(isa: str, name: str, pattern: str, operator: str) -> None:
+    """Few zeros and many tokens: rows are decoded for torch's product; 300 rows of 1030 columns are two blocks."""
+    from sparsehpc.formats.kernels import ops
+
+    columns = 1024 if ":" in pattern else 1030
+    weight = weight_of(300, columns, pattern, 0.2, 5)
+    item = FORMATS.get(name).encode(weight, pattern)
+    assert isinstance(item, Packed)
+    arrays = ops.ARRAYS[operator](weight, *item._operator[1])
+    assert ops.library_is_faster(arrays, columns, torch.float32) == (operator != "one_of_four")
+    assert not ops.library_is_faster(arrays, columns, torch.bfloat16)
+    check(item, torch.randn(ops.LIBRARY_TOKENS, columns, generator=torch.Generator().manual_seed(2)), isa)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", AVAILABLE)
 def test_every_width(isa: str) -> None:
     for name, pattern, _ in CASES:
         if ":" in pattern:
@@ -180,6 +198,20 @@ def test_operators_are_known_to_torch() -> None:
         with FakeTensorMode() as mode:
             fake = op(mode.from_tensor(x), *(mode.from_tensor(array) for array in item._operator[1]))
         assert tuple(fake.shape) == (3, 8)
+
+
+@needs_kernels
+def test_copies_read_their_own_arrays_and_gradients_are_not_lost_silently() -> None:
+    weight = weight_of(8, 64, "none", 0.5, 0)
+    item = FORMATS.get("bitmap").encode(weight, "unstructured")
+    x = torch.ones(1, 64)
+    want = item.matmul(x)
+    again = copy.deepcopy(item)
+    again.components()["values"].mul_(2)
+    assert torch.equal(again.matmul(x), 2 * want)
+    assert torch.equal(item.matmul(x), want)
+    with pytest.warns(UserWarning, match="autograd kernel was not registered"):
+        item.matmul(x.requires_grad_()).sum().backward()
 
 
 @needs_kernels

@@ -104,6 +104,15 @@ def test_resource_class_does_not_make_another_cell_but_the_device_does() -> None
     assert [c.device for c in plan.cells] == ["cpu", "cpu", "cuda", "cuda"]
 
 
+def test_a_variant_without_a_kernel_on_the_device_is_dropped_with_the_reason() -> None:
+    resources = "[resources.cpu]\n[resources.gpu]\ngpus = 1\n"
+    grid = '[grid]\nmethods = ["random"]\nsparsities = [0.3]\nvariants = ["csr", "bitmap", "masked"]\n'
+    plan = plan_of(grid, TAIL + resources, HEAD + 'resource = "gpu"\n')
+    assert [key[-1] for key in keys(plan)] == ["dense", "csr", "masked"]
+    (dropped,) = plan.dropped
+    assert (dropped.variant, dropped.reason) == ("bitmap", "bitmap has kernels for cpu only, not for cuda")
+
+
 def test_a_pattern_that_keeps_n_of_m_gives_one_cell_whatever_the_sparsities() -> None:
     plan = plan_of(
         '[grid]\nmethods = ["magnitude"]\npatterns = ["2:4", "1:4"]\nsparsities = [0.1, 0.9]\nvariants = ["masked"]\n'

@@ -38,6 +38,7 @@ class _Choice(Format):
     """Chooses by a rule that needs no measurement here: the same weights are stored alike on every machine."""
 
     goal: ClassVar[str]
+    devices = ("cpu",)  # its candidates are
 
     @classmethod
     def cost(cls, name: str, rows: int, columns: int, nonzeros: int, size: int, nbytes: int) -> float:

@@ -57,6 +57,7 @@ class Bitmap(Format):
     """Mask bits and packed values."""
 
     name = "bitmap"
+    devices = ("cpu",)
     summary = "one mask bit per weight in 64-bit words, packed non-zeros, one 32-bit offset per row"
 
     @classmethod

@@ -143,6 +143,7 @@ class BitmapInt8(Format):
     """Mask bits and 8-bit codes."""
 
     name = "bitmap-int8"
+    devices = ("cpu",)
     summary = "one mask bit per weight, kept weights rounded to 255 symmetric levels with one float32 scale per row"
     lossless = False
 
@@ -192,6 +193,7 @@ class BitmapQ4(Format):
     """Mask bits and 4-bit codes: smaller than a 4-bit checkpoint itself, and exact where that is the source."""
 
     name = "bitmap-q4"
+    devices = ("cpu",)
     summary = "one mask bit per weight, 4-bit codes of the kept weights on the checkpoint's own grid (exact on a Q4_1)"
     lossless = False
     uses_grid = True

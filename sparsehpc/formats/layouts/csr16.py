@@ -66,6 +66,7 @@ class Csr16(Format):
     """CSR, 16-bit column indices."""
 
     name = "csr16"
+    devices = ("cpu",)
     summary = "compressed sparse rows with 16-bit column indices and 32-bit offsets, up to 65,536 columns"
 
     @classmethod

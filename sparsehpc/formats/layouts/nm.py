@@ -102,6 +102,7 @@ class KeepNOfM(Format):
     """Keep N of M."""
 
     name = "nm"
+    devices = ("cpu",)
     summary = "keep N of M: N values per group and one mask bit per weight (1:4: a 2-bit position), no offsets"
 
     @classmethod

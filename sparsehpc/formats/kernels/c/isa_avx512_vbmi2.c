@@ -25,49 +25,125 @@ OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
     _mm512_storeu_si512(out + 32, _mm512_add_epi16(high, start));
 }
 
-/* 64 weights of 4-bit codes: bring every code into the low half of a byte of its own, expand the bytes by the mask,
- * and look each up among its block's sixteen weights. The look-up reads four bits of a lane, so that whatever lies
- * above them need not be cleared. */
-OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64_t word, const uint8_t *grid, int64_t w,
-                       int64_t blocks, int dense, vec out[4]) {
+OP __m512i expand_epi8(__m512i a, __mmask64 bits) {
+    __m512i out = _mm512_setzero_si512();
+    __asm__("vpexpandb %2, %0%{%1%}%{z%}" : "+v"(out) : "Yk"(bits), "v"(a));
+    return out;
+}
+OP __m512i expand_epi16(__m512i a, __mmask32 bits) {
+    __m512i out = _mm512_setzero_si512();
+    __asm__("vpexpandw %2, %0%{%1%}%{z%}" : "+v"(out) : "Yk"(bits), "v"(a));
+    return out;
+}
+
+/* 64 weights of 4-bit codes as four vectors. Every code is brought into the low half of a byte of its own, the bytes are
+ * expanded by the mask and dealt out so that the codes of vector g are byte g of its lanes; then they are looked up
+ * among their block's sixteen weights. The look-up reads four bits of a lane: whatever lies above stays.
+ * `ends`: scale and minimum of both blocks. `bytes`: how many may be read, 64 if there is nothing to mind. */
+OP void q4_word(const uint8_t *codes, int odd, int64_t bytes, uint64_t word, const float *ends, int dense, vec out[4]) {
     static const uint8_t quads[64] __attribute__((aligned(64))) = {
         0,  1,  2,  3,  4,  5,  6,  7,  4,  5,  6,  7,  8,  9,  10, 11, 8,  9,  10, 11, 12, 13,
         14, 15, 12, 13, 14, 15, 16, 17, 18, 19, 16, 17, 18, 19, 20, 21, 22, 23, 20, 21, 22, 23,
         24, 25, 26, 27, 24, 25, 26, 27, 28, 29, 30, 31, 28, 29, 30, 31, 32, 33, 34, 35};
-    int64_t byte = code >> 1, count = dense ? 64 : __builtin_popcountll(word);
-    int64_t bytes = ((code & 1) + count + 1) >> 1;
-    if (dense && byte + bytes > total) bytes = total - byte;
-    __m512i raw = _mm512_maskz_loadu_epi8((1ull << bytes) - 1, codes + byte);
-    __builtin_prefetch(codes + byte + 2048, 0, 2);
-    raw = _mm512_permutexvar_epi8(_mm512_load_si512(quads), raw);
-    __m512i shifts = _mm512_set1_epi64(0x1c1814100c080400ll);
-    if (!dense) shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8((char)(4 * (code & 1))));
-    __m512i spread = _mm512_multishift_epi64_epi8(shifts, raw);
-    if (!dense) spread = _mm512_maskz_expand_epi8(word, spread);
-    uint16_t halves[16] = {0};
-    memcpy(halves, grid + 8 * w, blocks - 2 * w >= 2 ? 8 : 4);
-    __m512 ends = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)halves)));
+    static const uint64_t shifts[2] = {0x1c1814100c080400ull, 0x201c1814100c0804ull};
+    static const uint8_t deal[64] __attribute__((aligned(64))) = {
+        0,  16, 32, 48, 1,  17, 33, 49, 2,  18, 34, 50, 3,  19, 35, 51, 4,  20, 36, 52, 5,  21,
+        37, 53, 6,  22, 38, 54, 7,  23, 39, 55, 8,  24, 40, 56, 9,  25, 41, 57, 10, 26, 42, 58,
+        11, 27, 43, 59, 12, 28, 44, 60, 13, 29, 45, 61, 14, 30, 46, 62, 15, 31, 47, 63};
+    static const uint8_t halves[64] __attribute__((aligned(64))) = {
+        0,  8,  16, 24, 0,  8,  16, 24, 1,  9,  17, 25, 1,  9,  17, 25, 2,  10, 18, 26, 2,  10,
+        18, 26, 3,  11, 19, 27, 3,  11, 19, 27, 4,  12, 20, 28, 4,  12, 20, 28, 5,  13, 21, 29,
+        5,  13, 21, 29, 6,  14, 22, 30, 6,  14, 22, 30, 7,  15, 23, 31, 7,  15, 23, 31};
     const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 first = _mm512_fmadd_ps(steps, _mm512_permutexvar_ps(_mm512_set1_epi32(0), ends),
-                                   _mm512_permutexvar_ps(_mm512_set1_epi32(1), ends));
-    __m512 second = _mm512_fmadd_ps(steps, _mm512_permutexvar_ps(_mm512_set1_epi32(2), ends),
-                                    _mm512_permutexvar_ps(_mm512_set1_epi32(3), ends));
-    /* Byte 16 g + j to lane j: one permutation a group, its upper bytes are ignored like the upper bits. */
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512i c1 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), spread);
-    __m512i c2 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), spread);
-    __m512i c3 = _mm512_permutexvar_epi8(_mm512_add_epi32(lane, _mm512_set1_epi32(48)), spread);
-    out[0] = _mm512_maskz_permutexvar_ps((__mmask16)word, _mm512_cvtepu8_epi32(_mm512_castsi512_si128(spread)), first);
-    out[1] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 16), c1, first);
-    out[2] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 32), c2, second);
-    out[3] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 48), c3, second);
+    __m512i raw = bytes >= 64 ? _mm512_loadu_si512(codes) : _mm512_maskz_loadu_epi8((1ull << bytes) - 1, codes);
+    const __m512 first = _mm512_fmadd_ps(steps, _mm512_set1_ps(ends[0]), _mm512_set1_ps(ends[1]));
+    const __m512 second = _mm512_fmadd_ps(steps, _mm512_set1_ps(ends[2]), _mm512_set1_ps(ends[3]));
+    if (dense) {
+        const __m512i nibble = _mm512_set1_epi64(4ll << 32);
+        raw = _mm512_permutexvar_epi8(_mm512_load_si512(halves), raw);
+        out[0] = _mm512_permutexvar_ps(_mm512_srlv_epi32(raw, nibble), first);
+        out[1] = _mm512_permutexvar_ps(_mm512_srlv_epi32(raw, _mm512_add_epi32(nibble, _mm512_set1_epi32(8))), first);
+        out[2] = _mm512_permutexvar_ps(_mm512_srlv_epi32(raw, _mm512_add_epi32(nibble, _mm512_set1_epi32(16))), second);
+        out[3] = _mm512_permutexvar_ps(_mm512_srlv_epi32(raw, _mm512_add_epi32(nibble, _mm512_set1_epi32(24))), second);
+    } else {
+        raw = _mm512_permutexvar_epi8(_mm512_load_si512(quads), raw);
+        raw = _mm512_multishift_epi64_epi8(_mm512_set1_epi64((int64_t)shifts[odd]), raw);
+        raw = _mm512_permutexvar_epi8(_mm512_load_si512(deal), expand_epi8(raw, word));
+        out[0] = _mm512_maskz_permutexvar_ps((__mmask16)word, raw, first);
+        out[1] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 16), _mm512_srli_epi32(raw, 8), first);
+        out[2] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 32), _mm512_srli_epi32(raw, 16), second);
+        out[3] = _mm512_maskz_permutexvar_ps((__mmask16)(word >> 48), _mm512_srli_epi32(raw, 24), second);
+    }
 }
 
+/* Word w of a row; nothing beyond `total` bytes is read. */
+OP void decode_q4_word(const uint8_t *codes, int64_t total, int64_t code, uint64_t word, const uint8_t *grid, int64_t w,
+                       int64_t blocks, int dense, vec out[4]) {
+    int64_t byte = code >> 1;
+    uint16_t halves[8] = {0};
+    float ends[8];
+    memcpy(halves, grid + 8 * w, blocks - 2 * w >= 2 ? 8 : 4);
+    _mm256_storeu_ps(ends, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)halves)));
+    __builtin_prefetch(codes + byte + 2048, 0, 2);
+    q4_word(codes + byte, (int)(code & 1), total - byte, word, ends, dense, out);
+}
+
+#define SH_OWN_Q4
+static void small_q4(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 #define SH_OWN_BF16
 static int small_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 
 #include "template.h"
+
+/* ---- 4-bit codes ---------------------------------------------------------------------------------------------- */
+
+/* One row; `ends`: scale and minimum of its blocks in float32, whole words of them. */
+INLINE void q4_row(const sh_matrix *m, const sh_work *work, int64_t r, int layout, int tokens, int careful,
+                   const float *ends) {
+    vec sums[SH_SMALL_TOKENS][4];
+    for (int t = 0; t < tokens; t++)
+        for (int g = 0; g < 4; g++) sums[t][g] = v_zero();
+    const uint8_t *codes = (const uint8_t *)m->values;
+    int64_t words = words_of(m), code = 2 * row_start(m, layout, r);
+    for (int64_t w = 0; w < words; w++) {
+        vec weights[4];
+        uint64_t word = word_of(m, layout, r, w);
+        int64_t byte = code >> 1;
+        __builtin_prefetch(codes + byte + 4096, 0, 2);
+        q4_word(codes + byte, (int)(code & 1), careful ? m->total - byte : 64, word, ends + 4 * w, layout == SH_DENSE, weights);
+        code += layout == SH_DENSE ? SH_WORD : __builtin_popcountll(word);
+        for (int g = 0; g < 4; g++)
+            for (int t = 0; t < tokens; t++)
+                sums[t][g] = v_fma(weights[g], v_load(work->rows + t * work->padded_columns + w * SH_WORD + g * LANES),
+                                   sums[t][g]);
+    }
+    for (int t = 0; t < tokens; t++)
+        work->y[t * m->rows + r] = v_sum(v_add(v_add(sums[t][0], sums[t][1]), v_add(sums[t][2], sums[t][3])));
+}
+
+INLINE void q4_rows(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last, int layout, int tokens) {
+    float ends[SH_MAX_COLUMNS / 16];
+    int64_t halves = (m->columns + 31) / 32 * 2;
+    for (int64_t r = first; r < last; r++) {
+        widen((const char *)m->scales + r * halves * 2, SH_F16, 1.0f, halves, ends);
+        if (row_start(m, layout, r + 1) + 64 > m->total) q4_row(m, work, r, layout, tokens, 1, ends);
+        else q4_row(m, work, r, layout, tokens, 0, ends);
+    }
+}
+
+#define Q4(layout)                                                                                                     \
+    switch (work->tokens) {                                                                                            \
+    case 1: q4_rows(m, work, first, last, layout, 1); break;                                                           \
+    case 2: q4_rows(m, work, first, last, layout, 2); break;                                                           \
+    case 3: q4_rows(m, work, first, last, layout, 3); break;                                                           \
+    default: q4_rows(m, work, first, last, layout, 4); break;                                                          \
+    }
+
+static void small_q4(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    if (m->layout == SH_DENSE) Q4(SH_DENSE)
+    else Q4(SH_BITMAP)
+}
 
 /* ---- bfloat16 weights times bfloat16 activations, summed in float32 by the pair instruction ------------------- */
 
@@ -81,7 +157,7 @@ INLINE void bf16_word(int layout, cursor *c, uint64_t word, int careful, __m512i
         memcpy(copy, p, (size_t)(c->p - p));
         p = (const char *)copy;
     } else {
-        const char *ahead = p + (layout == SH_DENSE ? 4096 : 8192);
+        const char *ahead = p + (layout == SH_DENSE ? 4096 : 16384);
         __builtin_prefetch(ahead, 0, 2);
         __builtin_prefetch(ahead + 64, 0, 2);
     }
@@ -90,8 +166,8 @@ INLINE void bf16_word(int layout, cursor *c, uint64_t word, int careful, __m512i
         out[1] = _mm512_loadu_si512(p + 64);
     } else {
         out[1] = _mm512_loadu_si512(p + 2 * __builtin_popcountll(word & 0xffffffffull));
-        out[0] = _mm512_maskz_expand_epi16((__mmask32)word, out[0]);
-        out[1] = _mm512_maskz_expand_epi16((__mmask32)(word >> 32), out[1]);
+        out[0] = expand_epi16(out[0], (__mmask32)word);
+        out[1] = expand_epi16(out[1], (__mmask32)(word >> 32));
     }
 }
 
@@ -203,7 +279,7 @@ static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int
     return 1;
 }
 
-const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile};
+const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile, decode};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -39,6 +39,38 @@ static PyObject *isas(PyObject *self, PyObject *none) {
     return names;
 }
 
+/* The first 13 arguments of a call: the version, and the matrix. Returns the version, or NULL with an exception. */
+static const sh_kernels *matrix_of(const int64_t *n, sh_matrix *matrix) {
+    const sh_kernels *found[VERSIONS];
+    int count = sh_available(found, VERSIONS);
+    if (n[0] < 0 || n[0] >= count) {
+        PyErr_Format(PyExc_ValueError, "no version %lld", (long long)n[0]);
+        return NULL;
+    }
+    static const int types[5][5] = {{1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 0, 0}, {1, 1, 1, 0, 0}, {1, 1, 1, 0, 0}};
+    if (n[1] < 0 || n[1] > SH_INDEX16 || n[2] < 0 || n[2] > SH_Q4 || !types[n[1]][n[2]]) {
+        PyErr_Format(PyExc_ValueError, "no kernel for layout %lld of type %lld", (long long)n[1], (long long)n[2]);
+        return NULL;
+    }
+    if (n[3] < 0 || n[4] < 1 || n[4] > SH_MAX_COLUMNS) {
+        PyErr_Format(PyExc_ValueError, "sizes out of range");
+        return NULL;
+    }
+    *matrix = (sh_matrix){.layout = (int32_t)n[1],
+                          .type = (int32_t)n[2],
+                          .rows = n[3],
+                          .columns = n[4],
+                          .values = address(n[5]),
+                          .mask = address(n[6]),
+                          .positions = address(n[7]),
+                          .indices = address(n[8]),
+                          .offsets = address(n[9]),
+                          .scales = address(n[10]),
+                          .per_row = n[11],
+                          .total = n[12]};
+    return found[n[0]];
+}
+
 PyDoc_STRVAR(linear_doc,
              "linear(isa, layout, type, rows, columns, values, mask, positions, indices, offsets, scales, per_row, "
              "total, x, x_type, tokens, y, threads, strategy): addresses and sizes of checked, contiguous arrays");
@@ -46,41 +78,42 @@ static PyObject *linear(PyObject *self, PyObject *const *args, Py_ssize_t given)
     (void)self;
     int64_t n[19];
     if (numbers(args, given, 19, n)) return NULL;
-    const sh_kernels *found[VERSIONS];
-    int count = sh_available(found, VERSIONS);
-    if (n[0] < 0 || n[0] >= count) return PyErr_Format(PyExc_ValueError, "no version %lld", (long long)n[0]);
-    int types[5][5] = {{1, 1, 1, 1, 1}, {1, 1, 1, 1, 1}, {1, 1, 1, 0, 0}, {1, 1, 1, 0, 0}, {1, 1, 1, 0, 0}};
-    if (n[1] < 0 || n[1] > SH_INDEX16 || n[2] < 0 || n[2] > SH_Q4 || !types[n[1]][n[2]])
-        return PyErr_Format(PyExc_ValueError, "no kernel for layout %lld of type %lld", (long long)n[1], (long long)n[2]);
-    if (n[3] < 0 || n[4] < 1 || n[4] > SH_MAX_COLUMNS || n[15] < 0 || n[14] < SH_F32 || n[14] > SH_F16)
-        return PyErr_Format(PyExc_ValueError, "sizes out of range");
+    sh_matrix matrix;
+    const sh_kernels *isa = matrix_of(n, &matrix);
+    if (!isa) return NULL;
+    if (n[15] < 0 || n[14] < SH_F32 || n[14] > SH_F16) return PyErr_Format(PyExc_ValueError, "sizes out of range");
     if (n[18] < SH_AUTO || n[18] > SH_TILE || (n[18] == SH_SMALL && n[15] > SH_SMALL_TOKENS) ||
         (n[18] == SH_LANES && n[1] == SH_DENSE))
         return PyErr_Format(PyExc_ValueError, "strategy %lld does not serve this", (long long)n[18]);
-    sh_matrix matrix = {.layout = (int32_t)n[1],
-                        .type = (int32_t)n[2],
-                        .rows = n[3],
-                        .columns = n[4],
-                        .values = address(n[5]),
-                        .mask = address(n[6]),
-                        .positions = address(n[7]),
-                        .indices = address(n[8]),
-                        .offsets = address(n[9]),
-                        .scales = address(n[10]),
-                        .per_row = n[11],
-                        .total = n[12]};
     int failed = 0;
     if (n[3] > 0 && n[15] > 0) {
         Py_BEGIN_ALLOW_THREADS
-        failed = sh_linear(found[n[0]], &matrix, address(n[13]), (int)n[14], n[15], (void *)(uintptr_t)n[16],
-                           (int)n[17], (int)n[18]);
+        failed = sh_linear(isa, &matrix, address(n[13]), (int)n[14], n[15], (void *)(uintptr_t)n[16], (int)n[17],
+                           (int)n[18]);
         Py_END_ALLOW_THREADS
     }
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(read_doc, "read(address, bytes, threads) -> sum of the 64-bit words: a streamed read, for benchmarks");
+PyDoc_STRVAR(decode_doc,
+             "decode(isa, layout, type, rows, columns, values, mask, positions, indices, offsets, scales, per_row, "
+             "total, first, last, out, threads): rows first to last as float32, whole words of 64 columns a row");
+static PyObject *decode(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    int64_t n[17];
+    if (numbers(args, given, 17, n)) return NULL;
+    sh_matrix matrix;
+    const sh_kernels *isa = matrix_of(n, &matrix);
+    if (!isa) return NULL;
+    if (n[13] < 0 || n[14] < n[13] || n[14] > n[3]) return PyErr_Format(PyExc_ValueError, "rows out of range");
+    Py_BEGIN_ALLOW_THREADS
+    sh_decode(isa, &matrix, n[13], n[14], (float *)(uintptr_t)n[15], (int)n[16]);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(read_doc, "read(address, bytes, threads) -> exclusive or of the 64-bit words: a streamed read, for benchmarks");
 static PyObject *read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
     int64_t n[3];
@@ -95,6 +128,7 @@ static PyObject *read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t gi
 static PyMethodDef methods[] = {
     {"isas", isas, METH_NOARGS, isas_doc},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL, linear_doc},
+    {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, decode_doc},
     {"read", (PyCFunction)(void (*)(void))read_bytes, METH_FASTCALL, read_doc},
     {NULL, NULL, 0, NULL},
 };

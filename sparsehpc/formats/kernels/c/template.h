@@ -12,6 +12,7 @@
  *   gather_row(values, type, indices, count, x)   sum of values[i] * x[indices[i]]
  *   SH_SUM16                        optional: v_sum16(v), the sums of sixteen vectors of sixteen lanes as one vector
  *   SH_OWN_BF16                     optional: products of bfloat16 pairs
+ *   SH_OWN_Q4                       optional: products of 4-bit codes for few tokens
  *   SH_SMALL_BY_LIST                optional: expansion is slow, list the columns of a row instead
  */
 #include <string.h>
@@ -102,7 +103,7 @@ INLINE void decode_word(const sh_matrix *m, int layout, int type, cursor *c, uin
         p = copy;
     } else {
         /* To the second level: prefetching into the first costs a quarter of the bandwidth on AMD. */
-        int64_t ahead = layout == SH_DENSE ? 4096 : 8192;
+        int64_t ahead = layout == SH_DENSE ? 4096 : 16384;
         for (int64_t line = 0; line < SH_WORD * size; line += 64) __builtin_prefetch(p + ahead + line, 0, 2);
     }
     for (int g = 0; g < GROUPS; g++) {
@@ -202,6 +203,12 @@ static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_
 #ifdef SH_SMALL_BY_LIST
     if (m->layout != SH_DENSE) {
         small_by_list(m, work, first, last);
+        return;
+    }
+#endif
+#ifdef SH_OWN_Q4
+    if (m->type == SH_Q4) {
+        small_q4(m, work, first, last);
         return;
     }
 #endif
@@ -494,5 +501,15 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
         }
         for (int64_t t = 0; t < work->tokens; t++)
             for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[t][i];
+    }
+}
+
+/* Rows first to last as floats, whole words of columns a row. */
+static void decode(const sh_matrix *m, int64_t first, int64_t last, float *out) {
+    int64_t words = words_of(m);
+    for (int64_t r = first; r < last; r++, out += words * SH_WORD) {
+        cursor c = {NULL, m->layout == SH_INDEX16 ? m->offsets[r] : 0, NULL};
+        if (m->layout != SH_INDEX16) c = open_row(m, m->layout, m->type, r);
+        decode_piece(m, r, &c, 0, words, out);
     }
 }

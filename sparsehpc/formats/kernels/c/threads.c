@@ -91,13 +91,18 @@ int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tok
 
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
 
-int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int x_type, int64_t tokens, void *y,
-              int threads, int strategy) {
+/* An empty array has no address. */
+static sh_matrix with_addresses(const sh_matrix *given) {
     static const uint64_t nothing[16];
     sh_matrix matrix = *given;
-    if (!matrix.values) matrix.values = nothing; /* an empty array has no address */
+    if (!matrix.values) matrix.values = nothing;
     if (!matrix.indices) matrix.indices = (const uint16_t *)nothing;
-    const sh_matrix *m = &matrix;
+    return matrix;
+}
+
+int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int x_type, int64_t tokens, void *y,
+              int threads, int strategy) {
+    const sh_matrix matrix = with_addresses(given), *m = &matrix;
     int64_t columns = m->columns, padded = (columns + SH_WORD - 1) / SH_WORD * SH_WORD;
     if (strategy == SH_AUTO) strategy = sh_choose(isa, m, x_type, tokens);
     if (threads < 1 || m->rows * columns * tokens < PARALLEL_WORK) threads = 1;
@@ -167,26 +172,63 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
     return failed ? -1 : 0;
 }
 
-uint64_t sh_read(const void *data, int64_t bytes, int threads) {
-    const uint64_t *words = data;
-    int64_t count = bytes / 8;
-    uint64_t sum = 0;
-    (void)threads;
+void sh_decode(const sh_kernels *isa, const sh_matrix *given, int64_t first, int64_t last, float *out, int threads) {
+    sh_matrix matrix = with_addresses(given);
+    int64_t width = (matrix.columns + SH_WORD - 1) / SH_WORD * SH_WORD;
+    if (threads < 1 || (last - first) * width < PARALLEL_WORK) threads = 1;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(+ : sum)
+#pragma omp parallel num_threads(threads)
 #endif
-    for (int64_t block = 0; block < count / 64; block++) {
-        const uint64_t *p = words + block * 64;
-        __builtin_prefetch((const char *)p + 4096, 0, 3);
-        __builtin_prefetch((const char *)p + 4160, 0, 3);
-        __builtin_prefetch((const char *)p + 4224, 0, 3);
-        __builtin_prefetch((const char *)p + 4288, 0, 3);
-        __builtin_prefetch((const char *)p + 4352, 0, 3);
-        __builtin_prefetch((const char *)p + 4416, 0, 3);
-        __builtin_prefetch((const char *)p + 4480, 0, 3);
-        __builtin_prefetch((const char *)p + 4544, 0, 3);
-        for (int i = 0; i < 64; i++) sum += p[i];
+    {
+        int part = 0, parts = 1;
+#ifdef _OPENMP
+        part = omp_get_thread_num();
+        parts = omp_get_num_threads();
+#endif
+        int64_t from = first + (last - first) * part / parts, to = first + (last - first) * (part + 1) / parts;
+        if (from < to) isa->decode(&matrix, from, to, out + (from - first) * width);
     }
-    for (int64_t i = count / 64 * 64; i < count; i++) sum += words[i];
+}
+
+/* Two words beside each other: every processor of 64 bits has such vectors, and reads two of them a cycle. */
+typedef uint64_t pair __attribute__((vector_size(16)));
+
+/* 512 bytes a round in eight sums that do not wait for each other. */
+static uint64_t read_part(const char *p, int64_t rounds) {
+    pair sums[8] = {{0, 0}};
+    for (int64_t n = 0; n < rounds; n++, p += 512) {
+        for (int line = 0; line < 512; line += 64) __builtin_prefetch(p + 8192 + line, 0, 2);
+        for (int i = 0; i < 32; i++) {
+            pair next;
+            memcpy(&next, p + 16 * i, sizeof next);
+            sums[i % 8] ^= next;
+        }
+    }
+    for (int i = 1; i < 8; i++) sums[0] ^= sums[i];
+    return sums[0][0] ^ sums[0][1];
+}
+
+uint64_t sh_read(const void *data, int64_t bytes, int threads) {
+    const char *start = data;
+    int64_t rounds = bytes / 512;
+    uint64_t sum = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) reduction(^ : sum)
+#endif
+    {
+        int part = 0, parts = 1;
+#ifdef _OPENMP
+        part = omp_get_thread_num();
+        parts = omp_get_num_threads();
+#endif
+        int64_t first = rounds * part / parts, last = rounds * (part + 1) / parts;
+        sum ^= read_part(start + first * 512, last - first);
+    }
+    (void)threads;
+    for (int64_t i = rounds * 512; i + 8 <= bytes; i += 8) {
+        uint64_t word;
+        memcpy(&word, start + i, sizeof word);
+        sum ^= word;
+    }
     return sum;
 }
