@@ -80,13 +80,15 @@ def _methods(runs: Runs) -> Figure | None:
         rows = table[table["method"] == name].sort_values("sparsity_target")
         if rows.empty:
             continue
-        for axes, metric, start, scale in ((left, "perplexity", dense, 1.0), (right, "top1_agreement", 1.0, 100.0)):
-            x = [0.0, *(100 * rows["sparsity_target"])]
-            y, low, high = (
-                [scale * start, *(scale * rows[column])] for column in (metric, f"{metric}_lo", f"{metric}_hi")
-            )
+        for axes, metric, scale in ((left, "perplexity", 1.0), (right, "top1_agreement", 100.0)):
+            x = 100 * rows["sparsity_target"]
+            y, low, high = (scale * rows[column] for column in (metric, f"{metric}_lo", f"{metric}_hi"))
             axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.5, label=name)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    # Nothing was measured between dense and the first sparsity, so no line leads there.
+    for axes, value in ((left, dense), (right, 100.0)):
+        axes.plot([0], [value], "o", color=BLACK, label="dense")
+        axes.set_xlim(-3, None)
     left.axhline(dense, color="#444444", linestyle=":", linewidth=1)
     left.annotate(f"dense: {number(dense, 3)}", (0, dense), xytext=(2, -11), textcoords="offset points", fontsize=8)
     left.set_yscale("log")

@@ -57,7 +57,7 @@ Condition = Scalar | list[Scalar] | Among
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
-    """When a figure agrees with the claim. Exactly one of them is given.
+    """When a figure agrees with the claim. Exactly one of the first four is given, or ``refuted``, alone or with one.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ class Rule:
     above, below
         Strictly on this side.
     refuted
-        True: a claim that something cannot be, which any measured figure refutes and none can prove.
+        True: a claim that something cannot be. Any measured figure refutes it (any that obeys the rule beside it, where
+        there is one), and none can prove it.
     within
         Tolerance of ``equals``.
     """
@@ -85,9 +86,9 @@ class Rule:
     @property
     def problem(self) -> str | None:
         """Why this is no rule; None where it is one."""
-        kinds = ("equals", "between", "above", "below", "refuted")
+        kinds = ("equals", "between", "above", "below")
         given = [name for name in kinds if getattr(self, name) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.refuted is not None):
             return f"give exactly one of {', '.join(kinds)}" + (f", not {' and '.join(given)}" if given else "")
         if self.between is not None and self.between[0] > self.between[1]:
             return f"between {self.between} is empty: the smaller bound comes first"
@@ -100,13 +101,21 @@ class Rule:
     @property
     def words(self) -> str:
         """The rule as a reader wants it, without a unit."""
+        return self.written(1.0, "")
+
+    def written(self, scale: float, unit: str) -> str:
+        """The rule with its numbers multiplied by ``scale`` and followed by ``unit``."""
         if self.equals is not None:
-            return f"equals {self.equals:g}" + (f" ± {self.within:g}" if self.within else "")
-        if self.between is not None:
-            return f"lies between {self.between[0]:g} and {self.between[1]:g}"
-        if self.above is not None:
-            return f"is above {self.above:g}"
-        return "was not measured" if self.refuted else f"is below {self.below:g}"
+            text = f"equals {scale * self.equals:g}" + (f" ± {scale * self.within:g}" if self.within else "") + unit
+        elif self.between is not None:
+            text = f"lies between {scale * self.between[0]:g} and {scale * self.between[1]:g}{unit}"
+        elif self.above is not None:
+            text = f"is above {scale * self.above:g}{unit}"
+        elif self.below is not None:
+            text = f"is below {scale * self.below:g}{unit}"
+        else:
+            text = "was measured at all"
+        return text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,7 @@ def _section(ruling: Ruling) -> Iterator[str]:
     for found in ruling.findings:
         yield ""
         what = found.check.what[:1].upper() + found.check.what[1:]
-        yield f"{what}; the claim holds where it {_rule(found.check)}: **{found.verdict}**."
+        yield f"{what}; the claim {_rule(found.check)}: **{found.verdict}**."
         if found.evidence:
             yield ""
             yield "| cell | figure | the claim | cell id |"
@@ -104,17 +104,8 @@ def _value(check: Check, value: float) -> str:
 
 
 def _rule(check: Check) -> str:
-    if check.shown != "percent":
-        return check.holds.words
-    rule = check.holds
-    if rule.between is not None:
-        return f"lies between {100 * rule.between[0]:g} and {100 * rule.between[1]:g} %"
-    for name, value in (("is above", rule.above), ("is below", rule.below)):
-        if value is not None:
-            return f"{name} {100 * value:g} %"
-    if rule.equals is not None:
-        return f"equals {100 * rule.equals:g}" + (f" ± {100 * rule.within:g} %" if rule.within else " %")
-    return rule.words
+    written = check.holds.written(100.0, " %") if check.shown == "percent" else check.holds.words
+    return f"is refuted by a figure that {written}" if check.holds.refuted else f"holds where it {written}"
 
 
 def count(rulings: Sequence[Ruling]) -> str:

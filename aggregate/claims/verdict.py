@@ -183,7 +183,13 @@ def _evidence(check: Check, table: pd.DataFrame, sums: WindowSums) -> Iterator[E
         rows = rows[_meets(rows[column], column, condition)]
     for row in records(rows[rows[check.value].notna()]):
         found = _compared(check, row, table, sums) if check.against is not None else _plain(check, row)
-        if found is not None:
+        if found is None:
+            continue
+        if check.holds.refuted:
+            # Only what the claim says cannot be refutes it; anything else says nothing about it.
+            if found.outcome == HOLDS:
+                yield dataclasses.replace(found, outcome=FAILS)
+        else:
             yield found
 
 
@@ -260,13 +266,13 @@ def _judged(
 
 def _outcome(rule: Rule, value: float, lo: float, hi: float) -> str:
     """Whether the whole interval, or the figure where there is none, lies on one side of the rule."""
-    if rule.refuted:
-        return FAILS
     low, high = (value, value) if math.isnan(lo) or math.isnan(hi) else (lo, hi)
     if rule.above is not None:
         inside, outside = low > rule.above, high <= rule.above
     elif rule.below is not None:
         inside, outside = high < rule.below, low >= rule.below
+    elif rule.between is None and rule.equals is None:
+        return HOLDS  # any figure at all
     else:
         first, last = rule.between or (rule.equals - rule.within, rule.equals + rule.within)  # type: ignore[operator]
         inside, outside = low >= first and high <= last, high < first or low > last

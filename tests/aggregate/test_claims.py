@@ -91,7 +91,6 @@ def check(value: str, rule: str, where: str = 'variant = "masked"', more: str = 
         ({"equals": 0}, (1e-9, math.nan, math.nan), FAILS),
         ({"equals": 0.35, "within": 0.005}, (0.3459, math.nan, math.nan), HOLDS),
         ({"equals": 0.35, "within": 0.005}, (0.3449, math.nan, math.nan), FAILS),
-        ({"refuted": True}, (27.7, math.nan, math.nan), FAILS),
     ],
 )
 def test_a_figure_obeys_with_its_whole_interval(rule, figure, outcome):
@@ -136,6 +135,11 @@ def test_any_figure_refutes_an_impossibility_and_none_proves_it(tmp_path):
     rule = check("perplexity", "refuted = true", 'method = "none"')
     assert rulings(tmp_path, rule, [row("a", method="none")])[0].verdict == FALSE
     assert rulings(tmp_path, rule, [row("a")])[0].verdict == NOT_MEASURED
+    # With a bound beside it, only figures on that side say anything.
+    bounded = check("bytes_ratio", "refuted = true, below = 1.0")
+    assert rulings(tmp_path, bounded, [row("a", bytes_ratio=1.5)])[0].verdict == NOT_MEASURED
+    (ruling,) = rulings(tmp_path, bounded, [row("a", bytes_ratio=1.5), row("b", bytes_ratio=0.4)])
+    assert (ruling.verdict, [each.cell_id for each in ruling.findings[0].evidence]) == (FALSE, ["b"])
 
 
 def test_ratio_of_two_columns(tmp_path):
