@@ -45,10 +45,30 @@ def run_suite(name: str, options: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def write_results(path: Path, name: str, rows: list[Row]) -> None:
-    """Write rows with the machine and the versions they were measured with."""
+def results(name: str, rows: list[Row]) -> dict[str, Any]:
+    """Rows with the machine and the versions they were measured with."""
     value = {"suite": name, "finished_at_unix_s": int(time.time()), "software": software(), "machine": machine()}
+    return {**value, "rows": rows}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What `write_results` wrote."""
     try:
-        write_text(path, json.dumps({**value, "rows": rows}, indent=1) + "\n")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not {"suite", "rows", "finished_at_unix_s"} <= set(value):
+        raise UserError(f"{path} holds no results of a benchmark", "sparsehpc bench SUITE --json FILE writes them")
+    return value
+
+
+def write_results(path: Path, name: str, rows: list[Row]) -> None:
+    """Write `results`."""
+    try:
+        write_text(path, json.dumps(results(name, rows), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -73,8 +73,8 @@ def numbers(options: Mapping[str, str], name: str, default: Sequence[int]) -> li
     return [number({name: part}, name, 0, least=0) for part in options[name].split("+")]
 
 
-def shapes(model: str) -> list[tuple[int, int]]:
-    """Out_features x in_features of every prunable weight, in module order."""
+def shapes(model: str, layers: int | None = None) -> list[tuple[int, int]]:
+    """Out_features x in_features of every prunable weight, in module order; ``layers``: of the first ones only."""
     from sparsehpc.models.family import structure_from_config
     from sparsehpc.models.target import resolve
 
@@ -82,7 +82,11 @@ def shapes(model: str) -> list[tuple[int, int]]:
     if config is None:
         raise UserError(f"{model} is not shipped: its shapes are unknown before it is prepared")
     prunable = structure_from_config(config).prunable(TARGETS)
-    return [(parameter.shape[0], parameter.shape[1]) for parameter in prunable]
+    return [
+        (parameter.shape[0], parameter.shape[1])
+        for parameter in prunable
+        if layers is None or (parameter.layer is not None and parameter.layer < layers)
+    ]
 
 
 def weights(sizes: Sequence[tuple[int, int]], seed: int = 0) -> list[torch.Tensor]:

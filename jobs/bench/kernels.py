@@ -38,10 +38,7 @@ def run(options: Mapping[str, str]) -> list[Row]:
     if wrong := [part for part in parts if part not in _PARTS]:
         raise UserError(f"suite kernels has no part {wrong[0]!r}; legal: {', '.join(_PARTS)}")
     model = options.get("model", "opt-125m")
-    sizes = shapes(f"random:{model}")
-    if "layers" in options:
-        sizes = sizes[: number(options, "layers", 1) * 6]
-    dense = weights(sizes)
+    dense = weights(shapes(f"random:{model}", number(options, "layers", 1) if "layers" in options else None))
     rows: list[Row] = []
     for percent in numbers(options, "sparsities", _SPARSITIES):
         common = {"model": model, "params": sum(w.numel() for w in dense), "sparsity": percent / 100, **conditions}

@@ -61,3 +61,28 @@ def test_a_wrong_product_stops_the_benchmark() -> None:
 def test_wrong_options(options: dict[str, str]) -> None:
     with pytest.raises(UserError):
         run_suite("kernels", {"threads": "1", "layers": "1", **options})
+
+
+def test_markdown_joins_sparsities_and_says_the_conditions_once() -> None:
+    from jobs.bench._markdown import as_markdown
+
+    common = {"suite": "kernels", "model": "opt-125m", "threads": 2, "cpu_model": "A CPU", "baseline": "best dense"}
+    times = {"seconds": 0.002, "seconds_q1": 0.002, "seconds_q3": 0.004}
+    theirs = {"baseline_seconds": 0.004, "baseline_seconds_q1": 0.004, "baseline_seconds_q3": 0.006}
+    rows = [
+        {**common, **times, **theirs, "work": "gemv auto", "ratio": 2.0, "sparsity": s, "baseline_is": "oneDNN"}
+        for s in (0.3, 0.5)
+    ]
+    rows[1] |= {"chosen": "72 bitmap"}
+    text = as_markdown([{"finished_at_unix_s": 0, "rows": [row]} for row in rows])
+    assert text.count("A CPU") == 1
+    assert "**kernels, opt-125m.** cpu model A CPU; threads 2; 1970-01-01." in text
+    assert "| work | against | 30 % | 50 % |" in text
+    assert "| gemv auto | best dense: oneDNN | 2.00 [1.00, 3.00], 2 ms | 2.00 [1.00, 3.00], 2 ms |" in text
+    assert "`auto` stored at 50 % 72 bitmap." in text
+    plain = {"suite": "plan", "work": "plan", "baseline": "none", "ratio": "not measured"}
+    assert "| plan | none | not measured |" in as_markdown([{"finished_at_unix_s": 0, "rows": [plain]}])
+    lossy = {**common, "work": "bytes dense-q4", "ratio": 4.0, "sparsity": 0.3, "lossless": False, "share": 0.25}
+    assert "| bytes dense-q4 (lossy) | best dense | 0.250 of the bytes |" in as_markdown(
+        [{"finished_at_unix_s": 0, "rows": [lossy]}]
+    )

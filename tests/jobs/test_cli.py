@@ -307,4 +307,9 @@ def test_bench_writes_rows_with_their_conditions(cli: Call, tmp_path: Path) -> N
     assert row["ratio"] > 0
     assert written["machine"]["cpu_model"]
     assert written["software"]["versions"]["pyarrow"]
+    markdown = cli("bench", "--markdown", "--json", tmp_path / "rows.json").out
+    assert markdown.startswith("**plan.**")
+    assert "| work | against | ratio |" in markdown
+    (tmp_path / "other.json").write_text("[]", encoding="utf-8")
+    assert "holds no results of a benchmark" in cli("bench", "--markdown", "--json", tmp_path / "other.json").err
     assert "plan" in cli("bench").out
