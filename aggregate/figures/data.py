@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from aggregate.figures.style import Look, label, looks
 from aggregate.tables import read_table
@@ -208,9 +210,12 @@ class ModelData:
         return list(dict.fromkeys(self.table["variant"]))
 
     @cached_property
-    def bin_cells(self) -> set[str]:
-        """Cells that have rows in the table of bins."""
-        return set(self.bins["cell_id"]) if len(self.bins) else set()
+    def bin_places(self) -> Mapping[str, NDArray[np.intp]]:
+        """Places of the rows of every cell in the table of bins."""
+        if self.bins.empty:
+            return {}
+        found = self.bins.groupby("cell_id", sort=False).indices
+        return {str(cell): np.asarray(places) for cell, places in found.items()}
 
     @cached_property
     def methods(self) -> list[Combination]:

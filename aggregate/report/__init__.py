@@ -118,7 +118,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     models = load(run)
     groups = read_table(run, "groups").to_pandas()
     columns = _columns(rows)
-    binned, binned_left = bin_rows(models)
+    binned, more_bins = bin_rows(models)
     return {
         "title": _study_name(run),
         "expected": len(coverage),
@@ -132,7 +132,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "rows_left": max(0, len(rows) - MOST_ROWS),
         "bin_headings": [*BIN_HEADINGS, *FLIPS],
         "bin_rows": binned,
-        "bin_rows_left": binned_left,
+        "more_bins": more_bins,
         "figures": [_figure(figure) for figure in shown],
         "figures_left": len(figures) - len(shown),
         "views": views(models, whole, groups),

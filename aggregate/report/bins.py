@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,9 +65,9 @@ def bin_views(models: list[ModelData]) -> list[dict[str, Any]]:
     return found
 
 
-def bin_rows(models: list[ModelData]) -> tuple[list[list[str]], int]:
-    """Rows of the static table at the sparsity that figures show, and how many more there are."""
-    rows = [
+def bin_rows(models: list[ModelData]) -> tuple[list[list[str]], bool]:
+    """Rows of the static table at the sparsity that figures show, and whether there are more than it holds."""
+    found = (
         [
             scrub(data.subject.model),
             method.label,
@@ -83,8 +84,10 @@ def bin_rows(models: list[ModelData]) -> tuple[list[list[str]], int]:
         for method in data.methods
         for cell, part in _first_cells(data, method, shown=True)
         for row in records(part)
-    ]
-    return rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS)
+    )
+    # A run may have a thousand ways of pruning: none is looked at that the page does not show.
+    rows = list(itertools.islice(found, MOST_ROWS + 1))
+    return rows[:MOST_ROWS], len(rows) > MOST_ROWS
 
 
 def _first_cells(data: ModelData, method: Combination, shown: bool = False) -> Iterator[tuple[Record, pd.DataFrame]]:
@@ -92,11 +95,11 @@ def _first_cells(data: ModelData, method: Combination, shown: bool = False) -> I
     if data.bins.empty or not {*BIN_COLUMNS, *(name for name, _ in _DRAWN)} <= set(data.bins.columns):
         return
     cells = data.of_method(data.pruned, method)
-    cells = cells[cells["cell_id"].isin(data.bin_cells)].drop_duplicates("sparsity_target")
+    cells = cells[cells["cell_id"].isin(data.bin_places.keys())].drop_duplicates("sparsity_target")
     if shown and not cells.empty and data.shown_sparsity is not None:
         cells = cells.loc[[(cells["sparsity_target"] - data.shown_sparsity).abs().idxmin()]]
     for row in records(cells.sort_values("sparsity_target")):
-        part = data.bins[data.bins["cell_id"] == row["cell_id"]]
+        part = data.bins.iloc[data.bin_places[row["cell_id"]]]
         yield row, part[part["bin_of"].notna() & part["top1_agreement"].notna()]
 
 

@@ -43,8 +43,8 @@ def test_bins_stand_in_order_with_their_edges(run):
 def test_the_page_has_a_table_of_the_shown_sparsity_and_views_of_all(run, monkeypatch):
     monkeypatch.setattr("aggregate.report.draw_figures", lambda run: [])
     models = load(run)
-    rows, left = bin_rows(models)
-    assert (len(rows), left) == (2 * 5, 0)
+    rows, more = bin_rows(models)
+    assert (len(rows), more) == (2 * 5, False)
     assert {row[2] for row in rows} == {"30 %"}
     assert rows[2][4:7] == ["margin of the dense model (nats)", "3 and more", "800"]
     drawn = bin_views(models)

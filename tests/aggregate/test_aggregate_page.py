@@ -122,6 +122,13 @@ def test_points_carry_intervals_and_hover_tells_the_figure(open_page):
     assert "[" in text
 
 
+def test_references_stay_on_the_front_whatever_is_chosen(open_page):
+    page = open_page("#/?variant=csr&method=random")
+    names = page.evaluate("document.getElementById('view-pareto').data.map(t => t.name)")
+    assert {"dense", "csr"} <= set(names)
+    assert "masked" not in names
+
+
 def test_bins_and_flips_follow_the_choice(open_page):
     page = open_page()
     traces = "document.getElementById('view-bins').data"

@@ -183,8 +183,11 @@
   };
 
   const pareto = () => {
-    const all = chosen().filter((cell) => cell.bytes_total !== undefined && cell.perplexity !== undefined);
-    const cells = [...all].sort((a, b) => b.front - a.front).slice(0, MOST_POINTS);
+    // References stay whatever is chosen: what is not pruned is what pruning has to beat.
+    const reference = (cell) => cell.method === "none" && (state.model === "" || cell.m === +state.model);
+    const all = data.cells.filter((cell) => (fits(cell) || reference(cell)) && cell.bytes_total !== undefined && cell.perplexity !== undefined);
+    const rank = (cell) => 2 * (cell.method === "none") + cell.front;
+    const cells = [...all].sort((a, b) => rank(b) - rank(a)).slice(0, MOST_POINTS);
     const variants = [...new Set(cells.map((cell) => cell.variant))];
     const traces = variants.map((variant) => {
       const own = cells.filter((cell) => cell.variant === variant);
