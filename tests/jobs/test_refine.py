@@ -191,7 +191,7 @@ def test_the_verb_shows_the_next_round_and_then_does_it(run: RunFolder, cli: Cal
 
 def test_a_round_is_sent_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     from slurm.limits import ClusterLimits
-    from slurm.profile import load_profile
+    from slurm.profile_file import load_profile
 
     sent: list[Any] = []
     monkeypatch.setattr(submit_more, "room", lambda profile: (ClusterLimits(), None))
