@@ -46,9 +46,10 @@ def _table(key: tuple[str, ...], rows: list[Row], days: list[str]) -> str:
         cells = [_ratio(found[s]) if s in found else "" for s in sparsities]
         name = f"{work} (lossy)" if lossy else work
         lines.append(f"| {name} | {_against(*found.values())} | {' | '.join(cells)} |")
-    chosen = {row["sparsity"]: row["chosen"] for row in rows if row.get("chosen") and row["work"].endswith(" auto")}
-    if chosen:
-        lines += ["", "`auto` stored " + "; ".join(f"at {100 * s:.0f} % {chosen[s]}" for s in sorted(chosen)) + "."]
+    for work in dict.fromkeys(row["work"] for row in rows if row["work"].endswith(" auto")):
+        chosen = {row["sparsity"]: row["chosen"] for row in rows if row["work"] == work and row.get("chosen")}
+        said = "; ".join(f"at {100 * s:.0f} % {chosen[s]}" for s in sorted(chosen))
+        lines += ["", f"`{work}` stored {said}."] if said else []
     return "\n".join(lines) + "\n"
 
 

@@ -79,7 +79,7 @@ def test_markdown_joins_sparsities_and_says_the_conditions_once() -> None:
     assert "**kernels, opt-125m.** cpu model A CPU; threads 2; 1970-01-01." in text
     assert "| work | against | 30 % | 50 % |" in text
     assert "| gemv auto | best dense: oneDNN | 2.00 [1.00, 3.00], 2 ms | 2.00 [1.00, 3.00], 2 ms |" in text
-    assert "`auto` stored at 50 % 72 bitmap." in text
+    assert "`gemv auto` stored at 50 % 72 bitmap." in text
     plain = {"suite": "plan", "work": "plan", "baseline": "none", "ratio": "not measured"}
     assert "| plan | none | not measured |" in as_markdown([{"finished_at_unix_s": 0, "rows": [plain]}])
     lossy = {**common, "work": "bytes dense-q4", "ratio": 4.0, "sparsity": 0.3, "lossless": False, "share": 0.25}
