@@ -17,6 +17,7 @@ from sparsehpc.behaviour import GENERATED_TOKENS
 from sparsehpc.core.errors import CellError, SparseHPCError
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
 from sparsehpc.pipeline import run_cells
+from sparsehpc.pruning.base import METHODS
 from sparsehpc.results import CellResult
 from sparsehpc.text.windows import TokenWindows
 
@@ -109,6 +110,24 @@ def test_results_do_not_depend_on_packing_or_memory(tiny_snapshot, tmp_path):
     for one in cells:
         assert figures_of(spilled[one.cell_id]) == figures_of(together[one.cell_id])
     assert any(tmp_path.rglob("*.safetensors"))
+
+
+def test_weights_are_pruned_once_whatever_stores_them(tiny_snapshot, tmp_path, monkeypatch):
+    """Two combinations, three variants: every section is pruned twice in all, the dense stream runs once."""
+    snapshot = tiny_snapshot(LLAMA)
+    method = METHODS.get("magnitude")
+    sections = []
+    prune = method.prune_section
+
+    def counted(self, weights, sites, statistics):
+        sections.extend([sorted(weights)] if weights else [])
+        return prune(self, weights, sites, statistics)
+
+    monkeypatch.setattr(method, "prune_section", counted)
+    run([DENSE, cell(), cell("csr"), cell("bitmap"), cell("csr", sparsity="0.5")], snapshot, tmp_path)
+    assert len(sections) == 2 * snapshot.structure.layers
+    names = sorted(p.name for p in snapshot.structure.prunable(("attention", "mlp")))
+    assert sorted(name for section in sections for name in section) == sorted([*names, *names])
 
 
 def test_calibrated_methods_run_in_the_walk(tiny_snapshot, tmp_path):
