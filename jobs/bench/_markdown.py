@@ -48,8 +48,8 @@ def _table(key: tuple[str, ...], rows: list[Row], days: list[str]) -> str:
         lines.append(f"| {name} | {_against(*found.values())} | {' | '.join(cells)} |")
     for work in dict.fromkeys(row["work"] for row in rows if row["work"].endswith(" auto")):
         chosen = {row["sparsity"]: row["chosen"] for row in rows if row["work"] == work and row.get("chosen")}
-        said = "; ".join(f"at {100 * s:.0f} % {chosen[s]}" for s in sorted(chosen))
-        lines += ["", f"`{work}` stored {said}."] if said else []
+        choices = "; ".join(f"at {100 * s:.0f} % {chosen[s]}" for s in sorted(chosen))
+        lines += ["", f"`{work}` stored {choices}."] if choices else []
     return "\n".join(lines) + "\n"
 
 
