@@ -1,4 +1,4 @@
-"""Pages of results: a small copy of tables, pages and figures from that copy alone, and the committed ones true to it."""
+"""Pages of results: a small copy of tables, pages and figures from it alone, and the committed ones true to it."""
 
 from __future__ import annotations
 
