@@ -122,3 +122,27 @@ def slurm(*command: str) -> str:
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 0, f"{command}: {answer.stdout}{answer.stderr}"
     return answer.stdout
+
+
+def ended(job_id: str) -> bool:
+    """Whether accounting has the end of every task of a job and of its steps; also where accounting is down.
+
+    The database learns of both a while after the queue does: how long depends on the machine.
+    """
+    words = ["sacct", "-nPj", job_id, "-o", "JobID,State"]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired:
+        return True
+    states = [line.split("|") for line in answer.stdout.splitlines()]
+    open_states = ("RUNNING", "PENDING", "REQUEUED", "SUSPENDED")
+    return answer.returncode != 0 or (bool(states) and not any(state.startswith(open_states) for _, state in states))
+
+
+def memory_disk() -> str:
+    """Where the cluster's databases need not wait for a busy disk, if that is large enough and programs may start."""
+    with contextlib.suppress(OSError):
+        found = os.statvfs("/dev/shm")
+        if found.f_bavail * found.f_frsize > 2 << 30 and not found.f_flag & (os.ST_NOEXEC | os.ST_RDONLY):
+            return "/dev/shm"
+    return "/tmp"

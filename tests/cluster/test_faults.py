@@ -177,20 +177,23 @@ def test_a_full_disk_is_no_ones_bug(bed, few, cli, settled, finish, tmp_path, un
         assert read_tables(run) == undisturbed(few)
 
 
-def test_a_read_only_run_folder_fails_clearly_and_recovers(bed, few, cli, settled, finish, tmp_path, undisturbed):
+def test_a_read_only_run_folder_fails_clearly_and_recovers(
+    bed, few, cli, settled, finish, profile, tmp_path, undisturbed
+):
     run, place = tmp_path / "place" / "run", tmp_path / "place"
     place.mkdir()
     with mounted("--bind", str(place), str(place)):
-        submit(cli, few, run, profile="testbed", pack="9")
-        settled(run)
-        shutil.rmtree(run / "cells")
+        [job] = submit(cli, few, run, profile=profile("extra = { hold = true }"), pack="9")
         subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
-        assert cli("status", run).code == 0
-        refused = cli("retry", run, "--yes")
+        slurm("scontrol", "release", job)
+        found = settled(run)
+        assert sum(found["failed_by_cause"].values()) == 9, found["states"]
+        assert set(found["failed_by_cause"]) <= {"NODE", "LOST"}, found["states"]
+        refused = cli("retry", run, "--yes", "--profile", "testbed")
         assert refused.code == 2, refused.said
         assert "cannot be written" in refused.err
         subprocess.run(["mount", "-o", "remount,rw,bind", str(place)], check=True)
-        finish(run)
+        finish(run, "--profile", "testbed")
         assert read_tables(run) == undisturbed(few)
 
 
@@ -223,7 +226,7 @@ def test_code_changed_after_submission_is_said(bed, few, cli, settled, profile, 
     assert read_tables(run) == undisturbed(few)
 
 
-@pytest.mark.parametrize("mask", [0o077, 0o002])
+@pytest.mark.parametrize("mask", [0o077, 0o027])
 def test_the_users_umask_is_kept(bed, few, cli, settled, tmp_path, undisturbed, mask):
     run, before = tmp_path / "run", os.umask(mask)
     try:
