@@ -144,7 +144,7 @@ def _sizes(runs: Runs) -> Figure | None:
     bars = old_and_stored(shape)
     for place, (_, mib, colour) in enumerate(bars):
         left.barh(place, mib, color=colour, height=0.6)
-        left.annotate(f"{number(mib, 4)} MiB", (mib, place), xytext=(4, 0), textcoords="offset points", va="center")
+        left.annotate(f"{number(mib, 5)} MiB", (mib, place), xytext=(4, 0), textcoords="offset points", va="center")
     left.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     left.invert_yaxis()
     left.set_xlim(0, 1.25 * max(mib for _, mib, _ in bars))
@@ -156,7 +156,9 @@ def _sizes(runs: Runs) -> Figure | None:
         found = rows[rows["variant"] == name].sort_values("sparsity_target")
         if not found.empty:
             x, y = 100 * found["sparsity_target"], found["bytes_total"] / MIB
-            right.plot(x, y, color=colour, marker=marker, markersize=9 if marker == "*" else 5, label=label)
+            # What chooses among the others lies on one of them: only its marks are drawn.
+            line, size = ("", 9) if name == "auto" else ("-", 5)
+            right.plot(x, y, color=colour, marker=marker, linestyle=line, markersize=size, label=label)
     first = formats.iloc[0]
     for column, label in (
         ("bytes_dense_published", "dense bfloat16, as published"),
@@ -164,9 +166,7 @@ def _sizes(runs: Runs) -> Figure | None:
     ):
         if column in formats and pd.notna(first[column]):
             right.axhline(first[column] / MIB, color="#777777", linestyle=":", linewidth=1)
-            right.annotate(
-                label, (70, first[column] / MIB), xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right"
-            )
+            right.annotate(label, (30, first[column] / MIB), xytext=(0, 3), textcoords="offset points", fontsize=8)
     right.set_ylim(0, None)
     right.set_xlabel("zeros among the prunable weights (%)")
     right.set_ylabel("MiB")
