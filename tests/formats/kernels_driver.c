@@ -147,24 +147,6 @@ static int check(const sh_kernels *isa, const built *b, int x_type, int64_t toke
     return bad;
 }
 
-static int check_decode(const sh_kernels *isa, const built *b) {
-    int64_t rows = b->m.rows, columns = b->m.columns, width = (columns + SH_WORD - 1) / SH_WORD * SH_WORD;
-    int64_t first = rows > 2 ? 1 : 0, bad = 0;
-    float *out = exact((rows - first) * width * (int64_t)sizeof(float));
-    sh_decode(isa, &b->m, first, rows, out, 2);
-    for (int64_t r = first; r < rows && !bad; r++)
-        for (int64_t c = 0; c < columns && !bad; c++) {
-            double got = out[(r - first) * width + c], want = b->dense[r * columns + c];
-            if (!(fabs(got - want) <= 0x1p-22 * fabs(want) + 1e-7)) {
-                fprintf(stderr, "%s layout %d type %d: row %lld column %lld decodes to %g, not %g\n", isa->name,
-                        b->m.layout, b->m.type, (long long)r, (long long)c, got, want);
-                bad = 1;
-            }
-        }
-    free(out);
-    return (int)bad;
-}
-
 int main(int argc, char **argv) {
     static const int64_t widths[] = {1, 7, 16, 33, 63, 64, 65, 100, 129, 1090};
     static const int64_t token_counts[] = {1, 2, 4, 5, 17, 66};
@@ -188,7 +170,6 @@ int main(int argc, char **argv) {
                                 if (check(found[v], &b, (int)(t + i) % 3, token_counts[t], strategy)) return 1;
                                 checked++;
                             }
-                        if (check_decode(found[v], &b)) return 1;
                         release(&b);
                     }
                 }

@@ -94,23 +94,6 @@ def test_every_instruction_set_and_strategy(
 
 @needs_kernels
 @pytest.mark.parametrize("isa", AVAILABLE)
-@pytest.mark.parametrize(("name", "pattern", "operator"), CASES)
-def test_many_tokens_go_through_the_library(isa: str, name: str, pattern: str, operator: str) -> None:
-    """Few zeros and many tokens: rows are decoded for torch's product; 300 rows of 1030 columns are two blocks."""
-    from sparsehpc.formats.kernels import ops
-
-    columns = 1024 if ":" in pattern else 1030
-    weight = weight_of(300, columns, pattern, 0.2, 5)
-    item = FORMATS.get(name).encode(weight, pattern)
-    assert isinstance(item, Packed)
-    arrays = ops.ARRAYS[operator](weight, *item._operator[1])
-    assert ops.library_is_faster(arrays, columns, torch.float32) == (operator != "one_of_four")
-    assert not ops.library_is_faster(arrays, columns, torch.bfloat16)
-    check(item, torch.randn(ops.LIBRARY_TOKENS, columns, generator=torch.Generator().manual_seed(2)), isa)
-
-
-@needs_kernels
-@pytest.mark.parametrize("isa", AVAILABLE)
 def test_every_width(isa: str) -> None:
     for name, pattern, _ in CASES:
         if ":" in pattern:

@@ -23,12 +23,6 @@ AUTO, SMALL, LANES, TILE = range(4)
 X_TYPES: Final = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 SMALL_TOKENS: Final = 4
 MAX_COLUMNS: Final = 1 << 16
-#: From so many tokens on, and where so few weights are zero, decoding rows for torch's dense product costs less than
-#: our own product loses to it.
-LIBRARY_TOKENS: Final = 96
-LIBRARY_DENSITY: Final = 0.4
-#: Weights decoded at once for it: 1 MiB, in the second-level cache when torch reads them.
-_BLOCK_WEIGHTS: Final = 1 << 18
 
 
 class Arrays(NamedTuple):
@@ -87,33 +81,11 @@ class Product:
         """
         x = x.contiguous()
         tokens = x.shape[0]
-        if tokens >= LIBRARY_TOKENS and strategy == AUTO and library_is_faster(self._arrays, self._columns, x.dtype):
-            return self._through_library(x)
         y = x.new_empty(tokens, self._rows)
         self._module.linear(
             *self._matrix, x.data_ptr(), X_TYPES[x.dtype], tokens, y.data_ptr(), torch.get_num_threads(), strategy
         )
         return y
-
-    def _through_library(self, x: torch.Tensor) -> torch.Tensor:
-        """Decode some rows at a time and leave the product to torch."""
-        width = (self._columns + 63) // 64 * 64
-        step = min(self._rows, max(1, _BLOCK_WEIGHTS // width))
-        block = torch.empty(step, width)
-        y = torch.empty(x.shape[0], self._rows)
-        for first in range(0, self._rows, step):
-            last = min(first + step, self._rows)
-            self._module.decode(*self._matrix, first, last, block.data_ptr(), torch.get_num_threads())
-            y[:, first:last] = torch.nn.functional.linear(x, block[: last - first, : self._columns])
-        return y
-
-
-def library_is_faster(arrays: Arrays, columns: int, dtype: torch.dtype) -> bool:
-    """Whether many tokens (`LIBRARY_TOKENS`) are better served by decoding rows for torch's dense product."""
-    if dtype != torch.float32 or not arrays.rows:
-        return False
-    stored = arrays.values.numel() * (2 if arrays.type == NIBBLES else 1)
-    return stored > LIBRARY_DENSITY * arrays.rows * columns
 
 
 def multiply(x: torch.Tensor, arrays: Arrays, isa: str | None = None, strategy: int = AUTO) -> torch.Tensor:

@@ -279,7 +279,7 @@ static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int
     return 1;
 }
 
-const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile, decode};
+const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -84,4 +84,4 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
 
 #include "template.h"
 
-const sh_kernels sh_portable = {"portable", LANES, 0, small, lanes, tile, decode};
+const sh_kernels sh_portable = {"portable", LANES, 0, small, lanes, tile};

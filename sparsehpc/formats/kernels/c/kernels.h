@@ -61,7 +61,6 @@ typedef struct {
     void (*small)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*lanes)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*tile)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
-    void (*decode)(const sh_matrix *, int64_t first, int64_t last, float *out);
 } sh_kernels;
 
 /* Widest group of tokens the lanes kernel takes at once, in vectors. */
@@ -93,9 +92,6 @@ static inline int64_t sh_group_vectors(int64_t remaining, int64_t vector_lanes) 
  * Returns 0, or -1 where memory for the prepared activations is refused. */
 int sh_linear(const sh_kernels *isa, const sh_matrix *matrix, const void *x, int x_type, int64_t tokens, void *y,
               int threads, int strategy);
-
-/* Rows first to last of the matrix as floats: (last - first) x columns rounded up to whole words of 64. */
-void sh_decode(const sh_kernels *isa, const sh_matrix *matrix, int64_t first, int64_t last, float *out, int threads);
 
 /* Which strategy SH_AUTO takes. */
 int sh_choose(const sh_kernels *isa, const sh_matrix *matrix, int x_type, int64_t tokens);

@@ -96,23 +96,6 @@ static PyObject *linear(PyObject *self, PyObject *const *args, Py_ssize_t given)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(decode_doc,
-             "decode(isa, layout, type, rows, columns, values, mask, positions, indices, offsets, scales, per_row, "
-             "total, first, last, out, threads): rows first to last as float32, whole words of 64 columns a row");
-static PyObject *decode(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t n[17];
-    if (numbers(args, given, 17, n)) return NULL;
-    sh_matrix matrix;
-    const sh_kernels *isa = matrix_of(n, &matrix);
-    if (!isa) return NULL;
-    if (n[13] < 0 || n[14] < n[13] || n[14] > n[3]) return PyErr_Format(PyExc_ValueError, "rows out of range");
-    Py_BEGIN_ALLOW_THREADS
-    sh_decode(isa, &matrix, n[13], n[14], (float *)(uintptr_t)n[15], (int)n[16]);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(read_doc, "read(address, bytes, threads) -> exclusive or of the 64-bit words: a streamed read, for benchmarks");
 static PyObject *read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
@@ -128,7 +111,6 @@ static PyObject *read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t gi
 static PyMethodDef methods[] = {
     {"isas", isas, METH_NOARGS, isas_doc},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL, linear_doc},
-    {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, decode_doc},
     {"read", (PyCFunction)(void (*)(void))read_bytes, METH_FASTCALL, read_doc},
     {NULL, NULL, 0, NULL},
 };

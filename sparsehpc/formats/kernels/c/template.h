@@ -503,13 +503,3 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
             for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[t][i];
     }
 }
-
-/* Rows first to last as floats, whole words of columns a row. */
-static void decode(const sh_matrix *m, int64_t first, int64_t last, float *out) {
-    int64_t words = words_of(m);
-    for (int64_t r = first; r < last; r++, out += words * SH_WORD) {
-        cursor c = {NULL, m->layout == SH_INDEX16 ? m->offsets[r] : 0, NULL};
-        if (m->layout != SH_INDEX16) c = open_row(m, m->layout, m->type, r);
-        decode_piece(m, r, &c, 0, words, out);
-    }
-}

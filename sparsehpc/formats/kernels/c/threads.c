@@ -86,7 +86,7 @@ int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tok
     /* One multiply-add per stored weight and vector of tokens costs about 1.5 of a dense one, or 3 of a pair. */
     double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
     int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
-    return density > (pairs ? 0.25 : 0.6) ? SH_TILE : SH_LANES;
+    return density > (pairs ? 0.25 : 0.75) ? SH_TILE : SH_LANES;
 }
 
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
@@ -170,24 +170,6 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
     if (x_type != SH_F32) free(out);
     free(scratch);
     return failed ? -1 : 0;
-}
-
-void sh_decode(const sh_kernels *isa, const sh_matrix *given, int64_t first, int64_t last, float *out, int threads) {
-    sh_matrix matrix = with_addresses(given);
-    int64_t width = (matrix.columns + SH_WORD - 1) / SH_WORD * SH_WORD;
-    if (threads < 1 || (last - first) * width < PARALLEL_WORK) threads = 1;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-#endif
-    {
-        int part = 0, parts = 1;
-#ifdef _OPENMP
-        part = omp_get_thread_num();
-        parts = omp_get_num_threads();
-#endif
-        int64_t from = first + (last - first) * part / parts, to = first + (last - first) * (part + 1) / parts;
-        if (from < to) isa->decode(&matrix, from, to, out + (from - first) * width);
-    }
 }
 
 /* Two words beside each other: every processor of 64 bits has such vectors, and reads two of them a cycle. */
