@@ -167,9 +167,11 @@ def _transformers(snapshot: Snapshot, dtype: str, prompt: list[int]) -> Generate
         import torch
         from transformers import DynamicCache
 
+        from sparsehpc.models.cache import cache_argument
+
         cache, ids, made = DynamicCache(config=model.config), torch.tensor([prompt]), []
         for _ in range(tokens):
-            logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = model(ids, use_cache=True, logits_to_keep=1, **cache_argument(model, cache)).logits
             ids = logits[:, -1].argmax(-1, keepdim=True)
             made.append(int(ids))
         return made
@@ -182,6 +184,8 @@ def _compiled(snapshot: Snapshot, dtype: str, prompt: list[int], tokens: int) ->
     import torch
     from transformers import StaticCache
 
+    from sparsehpc.models.cache import cache_argument
+
     model = _plain(snapshot, dtype)
     cache = StaticCache(config=model.config, max_cache_len=len(prompt) + tokens)
     step = torch.compile(model, dynamic=False)
@@ -192,7 +196,7 @@ def _compiled(snapshot: Snapshot, dtype: str, prompt: list[int], tokens: int) ->
         for _ in range(tokens):
             places = torch.arange(position, position + ids.shape[1])
             call = model if position == 0 else step
-            arguments = {"past_key_values": cache, "position_ids": places[None], "use_cache": True}
+            arguments = {"position_ids": places[None], "use_cache": True, **cache_argument(model, cache)}
             logits = call(ids, **arguments, logits_to_keep=1).logits
             position += ids.shape[1]
             ids = logits[:, -1].argmax(-1, keepdim=True)

@@ -33,6 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.formats.base import FORMATS
+from sparsehpc.models.cache import cache_argument
 from sparsehpc.models.gguf_source import block_grid
 
 if TYPE_CHECKING:
@@ -226,7 +227,8 @@ class LayerWalk:
         call: Call = []
         self._recording = call
         try:
-            self.model.base_model(ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+            base = self.model.base_model
+            base(ids.to(self.device), use_cache=cache is not None, **cache_argument(base, cache))
         finally:
             self._recording = None
         hidden, self._entered = self._entered, None
