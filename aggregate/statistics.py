@@ -74,8 +74,9 @@ def ratio_interval(numerator: Floats, denominator: Floats) -> Bounds:
     Returns
     -------
     Bounds
-        NaN below `FEWEST_UNITS` units, and where no unit differs from the others, because then nothing is known
-        about the spread.
+        NaN below `FEWEST_UNITS` units, and where no unit differs from the others, or so few do that one draw in forty
+        holds none of them (a single agreeing position in the whole text), because then nothing is known about the
+        spread.
     """
     cells, units = numerator.shape
     lo, hi = np.full(cells, np.nan), np.full(cells, np.nan)
@@ -143,7 +144,7 @@ def _studentised(numerator: Floats, denominator: Floats, counts: Floats) -> tupl
     t = np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(t, [tail, 1 - tail], axis=0, method="inverted_cdf")
-    known = error > 1e-12 * np.maximum(np.abs(ratio), 1e-300)
+    known = (error > 1e-12 * np.maximum(np.abs(ratio), 1e-300)) & np.isfinite(low) & np.isfinite(high)
     with np.errstate(invalid="ignore"):
         return np.where(known, ratio - high * error, np.nan), np.where(known, ratio - low * error, np.nan)
 

@@ -237,7 +237,9 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
     if missing(value):
         return {"text": "", "sort": ""}
     if how == "text":
-        return {"text": scrub(str(value)), "sort": ""}
+        # pandas makes a float of a whole number as soon as another row has none.
+        whole = isinstance(value, float) and value.is_integer()
+        return {"text": str(int(value)) if whole else scrub(str(value)), "sort": ""}
     text = {
         "percent": lambda: percent(value),
         "share": lambda: share(value),

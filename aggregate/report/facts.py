@@ -50,6 +50,7 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     if shown is None:
         yield Fact("No pruned cell of this model is done yet.", "sparsity")
         return
+    yield from _by_method(data, shown)
     for method in data.methods[:_MOST_METHODS]:
         rows = data.of_method(data.pruned, method)
         near = min(rows["sparsity_target"].unique(), key=lambda s: (abs(s - shown), s))
@@ -66,6 +67,31 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     yield from _floor(data)
     if len(data.methods) > _MOST_METHODS:
         yield Fact(f"{len(data.methods)} ways of pruning were measured; the table holds them all.", "pattern")
+
+
+def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
+    """All methods at one sparsity beside each other, the one that keeps most first; untrained models rank nothing."""
+    found = []
+    for method in data.methods:
+        rows = data.of_method(data.pruned, method)
+        for row in records(rows[rows["sparsity_target"] == sparsity])[:1]:
+            if _known(row, "top1_agreement", "perplexity", "perplexity_dense"):
+                value, span = _over_seeds(data, method, row, "top1_agreement", 100, " %")
+                found.append((value, method.words, span, row))
+    if len(found) < 2 or not data.trained:
+        return
+    found.sort(key=lambda one: -one[0])
+    parts = [
+        f"{words} keeps {share(value)}{span} of the top-1 choices (perplexity {number(row['perplexity'])})"
+        for value, words, span, row in found[:_MOST_METHODS]
+    ]
+    dense = number(found[0][3]["perplexity_dense"])
+    text = f"By which method, at {percent(sparsity)}: {'; '.join(parts)}; dense has perplexity {dense}."
+    best, second = found[0][3], found[1][3]
+    bounds = ("top1_agreement_lo", "top1_agreement_hi")
+    if _known(best, *bounds) and _known(second, *bounds) and second["top1_agreement_hi"] >= best["top1_agreement_lo"]:
+        text += f" The intervals of {found[0][1]} and {found[1][1]} overlap: between these two this is no ranking."
+    yield Fact(text, "top1_agreement")
 
 
 def _behaviour(data: ModelData, method: Combination, row: Record) -> Iterator[Fact]:

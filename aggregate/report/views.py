@@ -14,6 +14,7 @@ from aggregate.figures.style import COMPONENTS
 from aggregate.floor import mark as floor_mark
 from aggregate.private import scrub
 from aggregate.report.bins import bin_views
+from aggregate.tipping import REACHED
 from sparsehpc.core import schema
 
 #: Heat maps that the page holds; the table of tensors holds all.
@@ -81,7 +82,8 @@ def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) ->
             _tip(index, method, row)
             for index, data in enumerate(models)
             for method in data.methods
-            for row in records(method.rows(data.tipping[data.tipping["sparsity_estimate"].notna()]))
+            # Below the first sparsity measured, a place would only follow the grid: it is said in words, not drawn.
+            for row in records(method.rows(data.tipping[data.tipping["answer"] == REACHED]))
         ],
         "heat": _heat(models),
         "bins": bin_views(models),

@@ -17,6 +17,7 @@ from aggregate.figures.curves import series
 from aggregate.figures.data import load
 from aggregate.report import write_report
 from aggregate.report.facts import facts_of
+from aggregate.report.views import views
 from aggregate.tables import read_table
 from aggregate.tipping import BELOW_FIRST
 from sparsehpc.core.layout import RunFolder
@@ -157,3 +158,20 @@ def test_nothing_is_drawn_or_said_between_dense_and_the_first_sparsity_measured(
     (told,) = facts_of([data], data.table.iloc[:0])
     said = " ".join(fact.text for fact in told.facts)
     assert "somewhere below 30 %, the first sparsity that was measured" in said
+    drawn = json.loads(
+        views([data], read_table(folder, "global").to_pandas(), read_table(folder, "groups").to_pandas())
+    )
+    assert drawn["tipping"] == []
+
+
+def test_headline_compares_methods_at_one_sparsity_and_says_when_that_is_no_ranking(run):
+    none = read_table(run, "global").to_pandas().iloc[:0]
+    for data, model in zip(load(run), facts_of(load(run), none), strict=True):
+        said = [fact.text for fact in model.facts if fact.text.startswith("By which method, at 30 %")]
+        ways = [data.of_method(data.pruned, method) for method in data.methods]
+        at = [rows[rows["sparsity_target"] == 0.3]["top1_agreement"].mean() for rows in ways]
+        assert len(said) == (len(ways) > 1)
+        for text in said:
+            kept = [float(found) for found in re.findall(r"keeps ([\d.]+) %", text)]
+            assert kept == sorted(kept, reverse=True)
+            assert kept[0] == pytest.approx(100 * max(at), abs=0.06)

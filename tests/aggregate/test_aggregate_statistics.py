@@ -122,6 +122,17 @@ def test_no_interval_below_fifteen_units_nor_without_spread():
     assert np.isnan(ratio_interval(np.zeros((1, 40)), equal)).all()
 
 
+def test_no_interval_from_a_single_event():
+    """One agreeing position in twenty windows: a third of the draws miss it, and nothing bounds the share above."""
+    tokens = np.full((2, 20), 256.0)
+    hits = np.zeros((2, 20))
+    hits[0, 7] = 1
+    hits[1, :8] = [1, 2, 1, 3, 1, 1, 2, 1]
+    bounds = ratio_interval(hits, tokens)
+    assert np.isnan([bounds.lo[0], bounds.hi[0]]).all()
+    assert 0 < bounds.lo[1] < hits[1].sum() / tokens[1].sum() < bounds.hi[1] < 0.01
+
+
 def test_draws_are_the_same_for_everyone():
     counts = statistics.draws(40)
     assert counts.shape == (statistics.DRAWS, 40)

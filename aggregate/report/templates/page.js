@@ -103,7 +103,10 @@
       found.get(key).push(cell);
     }
     return [...found.values()].map((line) => {
-      const dense = data.cells.find((cell) => cell.m === line[0].m && cell.method === "none" && cell.variant === "dense");
+      // A variant that starts later than others of its method is not joined to dense across what others measured.
+      const first = Math.min(...line.map((cell) => cell.s));
+      const late = cells.some((cell) => cell.m === line[0].m && cell.method === line[0].method && cell.pattern === line[0].pattern && cell.extra === line[0].extra && cell.s < first);
+      const dense = !late && data.cells.find((cell) => cell.m === line[0].m && cell.method === "none" && cell.variant === "dense");
       return [...(dense ? [dense] : []), ...line.sort((a, b) => a.s - b.s)];
     });
   };
@@ -159,7 +162,8 @@
     const s = shownSparsity();
     const all = chosen().filter((cell) => cell.method === "none" || cell.s === s), cells = all.slice(0, MOST_LINES);
     const several = new Set(cells.filter((cell) => cell.method !== "none").map((cell) => [cell.method, cell.pattern, cell.extra, cell.seed].join("|"))).size > 1;
-    const names = cells.map((cell) => plain(modelName(cell) + (cell.method === "none" || !several ? cell.variant : `${cell.variant}, ${methodName(cell)}${cell.seed === null ? "" : ` ${cell.seed}`}`)));
+    const seeded = new Set(cells.map((cell) => cell.seed).filter((seed) => seed !== null)).size > 1;
+    const names = cells.map((cell) => plain(modelName(cell) + (cell.method === "none" || !several ? cell.variant : `${cell.variant}, ${methodName(cell)}${cell.seed === null || !seeded ? "" : `, seed ${cell.seed}`}`)));
     const parts = Object.keys(data.components).concat([...new Set(cells.flatMap((cell) => Object.keys(cell.parts)))].filter((part) => !(part in data.components)));
     const shapes = { indices: "/", offsets: "x", mask: ".", scales: "\\", bias: "+" };
     const traces = parts.filter((part) => cells.some((cell) => cell.parts[part])).map((part) => ({
