@@ -158,7 +158,7 @@ def test_statistics_come_from_the_pruned_stream(tiny_snapshot, tmp_path):
             found = {}
             for layer in range(2):
                 tensors = walk.walk.load(layer)
-                statistics = combination.statistics(walk.walk, layer)
+                statistics = combination.statistics(walk.walk, layer, combination.in_layer(layer))
                 found |= {name: values["input_norm"].clone() for name, values in statistics.items()}
                 pruned = combination.prune(combination.in_layer(layer), tensors, statistics)
                 combination.advance_calibration(walk.walk, layer, pruned)
