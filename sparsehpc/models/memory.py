@@ -16,8 +16,8 @@ from sparsehpc.models.structure import Structure
 #: Python with torch and transformers loaded, measured on Linux with CPU wheels.
 INTERPRETER_BYTES: Final = 430 * 2**20
 #: Square float64 matrices of the widest input that a method with a Hessian holds at once: the sum of X X^T, its
-#: damped copy, the Cholesky factor, and the inverse's.
-HESSIAN_COPIES: Final = 4
+#: damped copy, the Cholesky factor, the inverse, and the inverse's factor.
+HESSIAN_COPIES: Final = 5
 #: Copies of the largest matrix in float32 and float64 that selection and update work on.
 WORKSPACE_BYTES_PER_WEIGHT: Final = 16
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
