@@ -112,7 +112,7 @@ def test_plan_lists_cells_for_people_and_programs(cli: Call, tmp_path: Path) -> 
     path = write(tmp_path, "dropping.toml", DROPPING)
     compare("plan-cells.txt", without_estimates(cli("plan", path, "--cells").out))
     told = json.loads(cli("plan", path, "--cells", "--json").out)
-    assert told["cells_total"] == len(told["cells"]) == 24
+    assert told["cells_total"] == len(told["cells"]) == 23
     assert told["cells"][0]["variant"] == "dense"
     assert {entry["device"] for entry in told["classes"]} == {"cpu", "cuda"}
     assert all(entry["reason"] for entry in told["dropped"])

@@ -150,7 +150,15 @@ def test_an_interrupted_run_is_finished_by_the_next(tmp_path: Path, session_home
     out = tmp_path / "run"
     command = [sys.executable, "-m", "jobs", "run", str(study), "--out", str(out), "--pack", "2", "--no-report"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 120
     while len(stamps(out)) < 2 and time.monotonic() < until and process.poll() is None:
         time.sleep(0.1)

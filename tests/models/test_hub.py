@@ -89,8 +89,10 @@ def hub(saved, tiny, tmp_path, home):
                 "    sys.exit(str(error))\n"
                 "print(snapshot.revision, snapshot.path)\n"
             )
+            # Whatever ran before in this process may have switched the network off for itself.
+            inherited = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
             values = {
-                **os.environ,
+                **inherited,
                 "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
                 "HF_HOME": str(tmp_path / "hf"),
                 "HF_HUB_DISABLE_XET": "1",
