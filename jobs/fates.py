@@ -84,6 +84,8 @@ def find_fates(
             fates[cell_id] = Fate(place.stand, reason=_words(place), place=place)
         elif shard.state == "damaged" or (shard.state == "failed" and _speaks_for(run, cell_id, place)):
             fates[cell_id] = Fate(shard.state, shard.cause, shard.reason, place)
+        elif place is not None and shard.state == "missing" and place.ended_just_now(run):
+            fates[cell_id] = Fate("unclear", reason="its job ended well; its shard does not show yet", place=place)
         elif place is not None:
             key = (place.submission.submission_id, place.task)
             if key not in verdicts:

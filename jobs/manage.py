@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import getpass
+import os
+import pwd
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +53,22 @@ def cancellable(run: RunFolder) -> list[Submission]:
     return track(run, queue_of(run), fresh=True).unfinished_jobs()
 
 
-def cancel_jobs(run: RunFolder, jobs: Sequence[Submission]) -> list[str]:
-    """Cancel by name: it also reaches a job whose id was never learned. Returns what went wrong."""
+def cancel_jobs(run: RunFolder, jobs: Sequence[Submission]) -> dict[str, str]:
+    """Cancel by name: it also reaches a job whose id was never learned. Returns why, for jobs that could not be."""
     queue_of(run).forget()
-    user = f"--user={getpass.getuser()}"
-    failed = [job for job in jobs if ask(["scancel", user, f"--name={job.job_name}"]) is None]
-    return [f"scancel --name={job.job_name} failed; try again when the scheduler answers" for job in failed]
+    problems = {}
+    for job in jobs:
+        if job.uid not in (-1, os.getuid()):
+            problems[job.job_name] = f"{job.job_name} was submitted by {_user(job.uid)}, who alone can cancel it"
+        elif ask(["scancel", f"--user={os.getuid()}", f"--name={job.job_name}"]) is None:
+            problems[job.job_name] = f"scancel --name={job.job_name} failed; try again when the scheduler answers"
+    return problems
+
+
+def _user(uid: int) -> str:
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return f"user {uid}"
 
 
 def removable(run: RunFolder) -> Removable:

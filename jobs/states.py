@@ -36,12 +36,13 @@ def cell_states(run: RunFolder, cell_ids: Sequence[str], *, verify: bool = False
         with ThreadPoolExecutor(_LOOKERS) as pool:
             looked = pool.map(lambda cell_id: shard_state(run.cell(cell_id), cell_id), cell_ids, chunksize=64)
             return dict(zip(cell_ids, looked, strict=True))
-    present = _present(run, cell_ids)
+    present, closed = _present(run, cell_ids)
     damaged = _found_damaged(run)
     states = {}
     for cell_id in cell_ids:
         if cell_id not in present:
-            states[cell_id] = ShardState("missing")
+            why = closed.get(cell_id[:2])
+            states[cell_id] = ShardState("damaged", why) if why else ShardState("missing")
             continue
         folder = run.cell(cell_id)
         found = _glance(folder, cell_id)
@@ -51,15 +52,22 @@ def cell_states(run: RunFolder, cell_ids: Sequence[str], *, verify: bool = False
     return states
 
 
-def _present(run: RunFolder, cell_ids: Iterable[str]) -> set[str]:
-    """Cells that have a folder: one listing a fan-out folder instead of one question a cell."""
+def _present(run: RunFolder, cell_ids: Iterable[str]) -> tuple[set[str], dict[str, str]]:
+    """Cells that have a folder, by one listing a fan-out folder, and the fan-out folders that cannot be read, with why.
+
+    What another member of the group has closed to others is not missing.
+    """
     found: set[str] = set()
+    closed: dict[str, str] = {}
     for beginning in {cell_id[:2] for cell_id in cell_ids}:
+        folder = run.cells / beginning
         try:
-            found.update(path.name for path in (run.cells / beginning).iterdir())
-        except OSError:
+            found.update(path.name for path in folder.iterdir())
+        except FileNotFoundError:
             continue
-    return found
+        except OSError as error:
+            closed[beginning] = f"{folder} cannot be read: {error.strerror}; its owner can open it: chmod -R g+rX"
+    return found, closed
 
 
 def _glance(folder: CellFolder, cell_id: str) -> ShardState:

@@ -53,7 +53,7 @@ class Status:
     @property
     def causes(self) -> Counter[str]:
         """Failed cells by cause."""
-        return Counter(fate.cause for fate in self.fates.values() if fate.state == "failed")
+        return sum(self.class_causes().values(), Counter[str]())
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -63,6 +63,14 @@ class Status:
             return self.tracker.problems
         words = f"{changed} submission{'s' * (changed != 1)} ran code that was changed after it was submitted"
         return (*self.tracker.problems, f"{words}: provenance of the cells names it")
+
+    def class_causes(self) -> dict[tuple[str, str], Counter[str]]:
+        """Failed cells by cause, of each resource class and model that has some."""
+        found: dict[tuple[str, str], Counter[str]] = {}
+        for resource, model, fate in zip(self.plan["resource"], self.plan["model"], self.fates.values(), strict=True):
+            if fate.state == "failed":
+                found.setdefault((resource, model), Counter())[fate.cause] += 1
+        return found
 
     def class_rows(self) -> list[tuple[object, ...]]:
         """One row per resource class and model, and one for all."""
@@ -104,11 +112,15 @@ class Status:
 
     def as_json(self, *, with_cells: bool) -> dict[str, Any]:
         """The same for programs."""
+        classes = [dict(zip(self.headings, row, strict=True)) for row in self.class_rows()[:-1]]
+        by_class = self.class_causes()
+        for row in classes:
+            row["failed_by_cause"] = dict(by_class.get((str(row["class"]), str(row["model"])), {}))
         value: dict[str, Any] = {
             "run": str(self.run.root),
             "cells": self.counts,
             "failed_by_cause": dict(self.causes),
-            "classes": [dict(zip(self.headings, row, strict=True)) for row in self.class_rows()[:-1]],
+            "classes": classes,
             "usage": [dataclasses.asdict(entry) for entry in self.usage()],
             "jobs_active": len(self.tracker.unfinished_jobs()),
             "problems": list(self.problems),

@@ -56,6 +56,8 @@ class Submission:
         UTC, ISO 8601.
     code_digest
         Digest of the project's sources on the submitting side.
+    uid
+        Number of the user who submitted it: members of a group may share a run. -1: not known.
     fate
         What became of it.
     job_id
@@ -72,6 +74,7 @@ class Submission:
     tasks: tuple[tuple[str, ...], ...] = ()
     created_at: str = ""
     code_digest: str = ""
+    uid: int = -1
     fate: Fate = "open"
     job_id: str = ""
     words: str = ""
@@ -94,6 +97,7 @@ def new_submission(run_name: str, **fields: Any) -> Submission:
         submission_id=submission_id,
         job_name=f"{job_name(run_name)[:32]}-{submission_id}",
         created_at=now.isoformat(timespec="seconds"),
+        uid=os.getuid(),
         **fields,
     )
 
@@ -137,6 +141,8 @@ def _read(folder: Path) -> Submission:
     submission = Submission(**values)
     if submission.submission_id != folder.name or job_name(submission.job_name) != submission.job_name:
         raise ValueError("it names another submission")
+    if type(submission.uid) is not int:
+        raise ValueError(f"uid is {submission.uid!r}")
     submission.made  # noqa: B018 - a time that cannot be read is found here
     with contextlib.suppress(FileNotFoundError):
         fate = json.loads((folder / JOB).read_text(encoding="utf-8"))

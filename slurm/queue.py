@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import getpass
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -90,7 +90,9 @@ class Queue:
         self.interval_s, self.accounting, self._run = interval_s, accounting, run
         self.calls = 0
 
-    def look(self, names: Iterable[str], since: datetime.datetime, *, fresh: bool = False) -> Snapshot:
+    def look(
+        self, names: Iterable[str], since: datetime.datetime, *, users: Iterable[int] = (), fresh: bool = False
+    ) -> Snapshot:
         """State of every task of the named jobs.
 
         Parameters
@@ -99,6 +101,8 @@ class Queue:
             Job names.
         since
             Before the first of them was submitted.
+        users
+            Numbers of the users who submitted them, besides this one.
         fresh
             Ask even where the cache is young; for decisions about submitting.
         """
@@ -113,9 +117,11 @@ class Queue:
         known = {} if cached is None else _snapshot(cached).tasks
         # What had ended stays known while nobody answers; a requeued task is shown by squeue.
         tasks = {key: state for key, state in known.items() if key[0] in wanted and not state.active}
-        accounted = self._sacct(wanted, since) if self.accounting else None
+        # By number: a name that is gone would be an error.
+        who = ",".join(map(str, sorted({os.getuid(), *users})))
+        accounted = self._sacct(wanted, since, who) if self.accounting else None
         tasks.update(accounted or {})
-        queued = self._squeue(wanted)
+        queued = self._squeue(wanted, who)
         tasks = joined(queued, tasks)
         answer = {
             "names": wanted,
@@ -141,24 +147,24 @@ class Queue:
             return None
         return cached
 
-    def _squeue(self, names: Sequence[str]) -> dict[Key, TaskState] | None:
+    def _squeue(self, names: Sequence[str], who: str) -> dict[Key, TaskState] | None:
         self.calls += 1
-        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}"]
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={who}"]
         text = self._run([*command, f"--name={','.join(names)}", f"--format={_SQUEUE}"])
         return None if text is None else parse_squeue(text)
 
-    def _sacct(self, names: Sequence[str], since: datetime.datetime) -> dict[Key, TaskState] | None:
+    def _sacct(self, names: Sequence[str], since: datetime.datetime, who: str) -> dict[Key, TaskState] | None:
         self.calls += 1
         # A day of slack: clocks of the login node and of the database need not agree.
         start = (since - datetime.timedelta(days=1)).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
         command = ["sacct", "--noheader", "--parsable2", f"--name={','.join(names)}", f"--starttime={start}"]
-        text = self._run([*command, f"--user={getpass.getuser()}", f"--format={_SACCT}"])
+        text = self._run([*command, f"--user={who}", f"--format={_SACCT}"])
         return None if text is None else parse_sacct(text)
 
 
 def tasks_in_queue(run: Callable[[Sequence[str]], str | None] = ask) -> int | None:
     """How many tasks of this user wait or run, of whatever job; None where the scheduler does not answer."""
-    text = run(["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%T"])
+    text = run(["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%T"])
     return None if text is None else len(text.split())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,8 @@ Stand = Literal["none", "queued", "running", "ended", "unclear"]
 
 #: A job that was accepted so recently may not show yet.
 _GRACE = datetime.timedelta(seconds=90)
+#: NFS caches what a folder holds for up to a minute.
+_SHOWING_S = 75.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,6 +57,15 @@ class Place:
         """Log of the task."""
         job_id = self.state.job_id if self.state is not None else self.submission.job_id
         return task_log(self.submission.folder(run), job_id, self.task, stream)
+
+    def ended_just_now(self, run: RunFolder) -> bool:
+        """Whether it ended well so recently that a network file system need not show its product yet."""
+        if self.state is None or self.state.state != "COMPLETED":
+            return False
+        try:
+            return time.time() - self.log(run).stat().st_mtime < _SHOWING_S
+        except OSError:
+            return False
 
     def verdict(self, run: RunFolder) -> Verdict:
         """Why it ended without its product."""
@@ -117,7 +129,8 @@ def track(run: RunFolder, queue: Queue, *, fresh: bool = False) -> Tracker:
     submissions, problems = ledger.read_ledger(run)
     alive = [submission for submission in submissions if submission.fate != "refused"]
     since = min((submission.made for submission in alive), default=datetime.datetime.now(datetime.UTC))
-    snapshot = queue.look((submission.job_name for submission in alive), since, fresh=fresh)
+    owners = {submission.uid for submission in alive if submission.uid >= 0}
+    snapshot = queue.look((submission.job_name for submission in alive), since, users=owners, fresh=fresh)
     submissions = [_settled(run, submission, snapshot) for submission in submissions]
     return Tracker(run, tuple(submissions), snapshot, (*problems, *snapshot.problems))
 

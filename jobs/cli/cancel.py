@@ -21,10 +21,15 @@ def cancel(run: Run, yes: Yes = False, json: Json = False) -> None:
         raise typer.Exit(1)
     problems = cancel_jobs(folder, jobs)
     if json:
-        echo_json({"cancelled": [job.job_name for job in jobs], "problems": problems})
+        echo_json(
+            {
+                "cancelled": [job.job_name for job in jobs if job.job_name not in problems],
+                "problems": [*problems.values()],
+            }
+        )
     else:
-        echo(f"{len(jobs)} jobs cancelled" if jobs else "nothing waits or runs")
-        for problem in problems:
+        echo(f"{len(jobs) - len(problems)} jobs cancelled" if jobs else "nothing waits or runs")
+        for problem in problems.values():
             typer.echo(f"note: {problem}", err=True)
         echo(f"next: sparsehpc status {run}")
     if problems:

@@ -61,8 +61,10 @@ def _show(found: Status, run: Path, *, cells: bool, failed: bool) -> None:
     table([found.headings[n] for n in shown], [[row[n] for n in shown] for row in found.class_rows()])
     for problem in found.problems:
         echo(f"note: {problem}")
-    if found.causes:
-        echo("failed: " + ", ".join(f"{count} {cause}" for cause, count in sorted(found.causes.items())))
+    failures = found.class_causes()
+    for (resource, model), causes in failures.items():
+        where = f" ({resource}, {model})" if len(found.class_rows()) > 2 else ""
+        echo(f"failed{where}: " + ", ".join(f"{count} {cause}" for cause, count in sorted(causes.items())))
     if used := found.usage():
         echo()
         headings = ("class", "jobs ended", "GiB asked", "GiB used", "minutes asked", "longest", "median", "next time")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.fates import find_fates
@@ -113,6 +117,23 @@ def test_cells_that_were_never_touched_are_missing(run_copy: Path) -> None:
     assert cell_states(RunFolder(run_copy), ["0" * 20])["0" * 20].state == "missing"
 
 
+def test_a_folder_that_cannot_be_read_is_not_missing(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(run_copy)
+    ids = planned_ids(run.plan)
+    closed = run.cell(ids[0]).root.parent
+    listed = Path.iterdir
+
+    def refuse(self: Path) -> Any:
+        if self == closed:  # root reads whatever the mode says
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = cell_states(run, ids)[ids[0]]
+    assert found.state == "damaged"
+    assert "Permission denied; its owner can open it: chmod -R g+rX" in found.reason
+
+
 def sent(run: RunFolder, *tasks: tuple[str, ...], job_id: str) -> ledger.Submission:
     made = ledger.new_submission("run", tasks=tasks, resources={"name": "small", "memory_gib": 1.0})
     made.folder(run).mkdir(parents=True)
@@ -156,6 +177,61 @@ def test_a_failure_record_of_an_earlier_attempt_does_not_speak_for_the_last(
     scheduler["sacct"] += f"2_0|{second.job_name}|OUT_OF_MEMORY|0:125||3|c1\n"
     fates, _ = find_fates(run, [cell], fresh=True)
     assert (fates[cell].state, fates[cell].cause) == ("failed", "OOM")
+
+
+def test_a_shard_that_a_network_file_system_does_not_show_yet_is_no_failure(
+    run_copy: Path, scheduler: dict[str, str | None]
+) -> None:
+    run = RunFolder(run_copy)
+    cell = planned_ids(run.plan)[0]
+    run.cell(cell).row.unlink()
+    made = sent(run, (cell,), job_id="1")
+    scheduler["sacct"] = f"1_0|{made.job_name}|COMPLETED|0:0||3|c1\n"
+    log = made.folder(run) / "1_0_0_log.err"
+    log.write_text("sparsehpc task 1_0\n")
+    assert find_fates(run, [cell], fresh=True)[0][cell].state == "unclear"
+    os.utime(log, (time.time() - 300, time.time() - 300))
+    fate = find_fates(run, [cell], fresh=True)[0][cell]
+    assert (fate.state, fate.cause, fate.reason) == ("failed", "LOST", "it ended well but its product is not there")
+
+
+def test_status_tells_causes_apart_by_class(
+    run_copy: Path, scheduler: dict[str, str | None], cli: Callable[..., Any]
+) -> None:
+    run = RunFolder(run_copy)
+    plan = pq.read_table(run.plan)
+    classes = pa.array(["small" if n % 2 else "big" for n in range(len(plan))])
+    pq.write_table(plan.set_column(plan.schema.get_field_index("resource"), "resource", classes), run.plan)
+    ids = planned_ids(run.plan)
+    for cell_id in ids:
+        run.cell(cell_id).row.unlink()
+    made = sent(run, *((cell_id,) for cell_id in ids), job_id="1")
+    words = ("OUT_OF_MEMORY", "TIMEOUT", "NODE_FAIL")
+    scheduler["sacct"] = "".join(f"1_{n}|{made.job_name}|{word}|1:0||5|c1\n" for n, word in enumerate(words))
+    said = cli("status", run_copy).out
+    assert "failed (big, random:model): 1 NODE, 1 OOM" in said, said
+    assert "failed (small, random:model): 1 TIME" in said, said
+    by_class = {
+        row["class"]: row["failed_by_cause"] for row in json.loads(cli("status", run_copy, "--json").out)["classes"]
+    }
+    assert by_class == {"big": {"OOM": 1, "NODE": 1}, "small": {"TIME": 1}}
+
+
+def test_only_the_user_who_submitted_a_job_is_sent_to_cancel_it(
+    run_copy: Path, scheduler: dict[str, str | None], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = RunFolder(run_copy), list[list[str]]()
+    monkeypatch.setattr("jobs.manage.ask", lambda words: asked.append(list(words)) or "")
+    ids = planned_ids(run.plan)
+    mine, theirs = sent(run, (ids[0],), job_id="1"), sent(run, (ids[1],), job_id="2")
+    path = theirs.folder(run) / "ledger.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "uid": 54321}))
+    scheduler["squeue"] = "".join(f"{item.job_id}|0|{item.job_name}|RUNNING|None|c1\n" for item in (mine, theirs))
+    answer = cli("cancel", run_copy, "--yes")
+    assert answer.code == 1
+    assert "1 jobs cancelled" in answer.out
+    assert f"{theirs.job_name} was submitted by user 54321, who alone can cancel it" in answer.err
+    assert asked == [["scancel", f"--user={os.getuid()}", f"--name={mine.job_name}"]]
 
 
 def test_status_says_what_it_cannot_know(

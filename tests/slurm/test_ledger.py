@@ -34,7 +34,8 @@ class FixedQueue:
     def __init__(self, tasks=None, queue=True, accounting=True):
         self.snapshot = Snapshot(tasks or {}, 0.0, queue_answered=queue, accounting_answered=accounting)
 
-    def look(self, names, since, *, fresh=False):
+    def look(self, names, since, *, users=(), fresh=False):
+        self.users = set(users)
         return self.snapshot
 
 
@@ -76,7 +77,9 @@ def test_a_damaged_entry_is_said_and_the_others_are_read(run, name, text):
     assert broken.submission_id in problems[0]
 
 
-@pytest.mark.parametrize("change", [{"tasks": [["../../x"]]}, {"job_name": "a\nb"}, {"submission_id": "../x"}])
+@pytest.mark.parametrize(
+    "change", [{"tasks": [["../../x"]]}, {"job_name": "a\nb"}, {"submission_id": "../x"}, {"uid": "0 --name=x"}]
+)
 def test_names_in_a_ledger_never_leave_the_run_folder(run, change):
     made = submission(run, (CELLS[0],))
     path = made.folder(run) / "ledger.json"
@@ -179,3 +182,15 @@ def test_the_lock_of_another_host_is_respected(run):
     with pytest.raises(UserError, match=r"process 1 on elsewhere"), submitting(run):
         pass
     assert lock.exists()
+
+
+def test_jobs_of_other_members_of_the_group_are_asked_for_too(run):
+    theirs = ledger.record_fate(run, submission(run, (CELLS[0],)), "accepted", job_id="1")
+    path = theirs.folder(run) / "ledger.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "uid": 12345}))
+    old = submission(run, (CELLS[1],))
+    path = old.folder(run) / "ledger.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "uid"}))
+    queue = FixedQueue({(theirs.job_name, 0): TaskState("1", 0, "RUNNING")})
+    assert track(run, queue).places()[CELLS[0]].stand == "running"
+    assert queue.users == {12345}

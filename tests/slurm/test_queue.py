@@ -1,5 +1,6 @@
 import datetime
 import json
+import os
 
 from slurm.answers import REST, joined, parse_sacct, parse_squeue
 from slurm.queue import Queue, tasks_in_queue
@@ -65,13 +66,15 @@ def test_one_question_a_minute_for_all_jobs(tmp_path):
     first = queue.look(["run-a", "run-b"], SINCE)
     assert [command[0] for command in scheduler.calls] == ["sacct", "squeue"]
     assert "--name=run-a,run-b" in scheduler.calls[0]
+    assert [f"--user={os.getuid()}" in command for command in scheduler.calls] == [True, True]
     second = Queue(tmp_path, interval_s=60, run=scheduler).look(["run-a"], SINCE)
     assert len(scheduler.calls) == 2, "another process reads the answer of the first"
     assert second.tasks == first.tasks
     queue.look(["run-c"], SINCE)
     assert len(scheduler.calls) == 4, "a job that was not asked for is a new question"
-    queue.look(["run-c"], SINCE, fresh=True)
+    queue.look(["run-c"], SINCE, users=[4242], fresh=True)
     assert len(scheduler.calls) == 6
+    assert f"--user={','.join(map(str, sorted((os.getuid(), 4242))))}" in scheduler.calls[-1]
 
 
 def test_accounting_that_is_down_is_said_and_what_was_known_stays(tmp_path):

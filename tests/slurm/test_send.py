@@ -26,7 +26,7 @@ class FakeScheduler:
             raise answer
         return answer
 
-    def look(self, names, since, *, fresh):
+    def look(self, names, since, *, users=(), fresh):
         there = self.accepted_after is not None and self.calls >= self.accepted_after
         tasks = {(names[0], 0): TaskState("99", 0, "PENDING")} if there else {}
         return Snapshot(tasks, 0.0, queue_answered=self.answers_at_all, accounting_answered=self.answers_at_all)
