@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.plan import Plan
-from sparsehpc.core.spec import DTYPE_BYTES, Cell
-from sparsehpc.models.memory import WalkMemory
+from sparsehpc.core.spec import Cell
+from sparsehpc.models.memory import WalkMemory, kept_tracks
 from sparsehpc.models.snapshot import structure_of
 from sparsehpc.models.structure import Structure
 from sparsehpc.pruning.base import METHODS
@@ -15,8 +15,6 @@ from sparsehpc.pruning.base import METHODS
 GIB = 1 << 30
 #: Part of a job's memory that hidden states and weights may fill; see `jobs.cell.MEMORY_SHARE`.
 _SHARE = 0.6
-#: Bytes of a kept weight and its index in the largest format that is common (CSR with 64-bit indices).
-_INDEX_BYTES = 8
 
 
 def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) -> WalkMemory:
@@ -43,16 +41,13 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
         if pruning.calibration is not None:
             calibration_tokens += pruning.calibration.windows * pruning.calibration.window_tokens
     streams = 1 + len(cells) + len(prunings)
-    size = DTYPE_BYTES[cells[0].dtype]
-    sparse = any(cell.variant.startswith(("csr", "csc")) for cell in cells)
     return WalkMemory(
         structure=structure,
         dtype=cells[0].dtype,
         statistics=tuple(sorted(needs)),
         hidden_tokens=streams * evaluation.windows * evaluation.window_tokens + calibration_tokens,
         window_tokens=evaluation.window_tokens,
-        stored_bytes_per_weight=size + _INDEX_BYTES if sparse else size,
-        kept_tracks=1 + len(cells),
+        tracks=kept_tracks(structure, cells),
         budget_bytes=int(memory_gib * GIB * _SHARE),
     )
 

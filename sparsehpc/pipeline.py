@@ -25,6 +25,7 @@ from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruni
 from sparsehpc.floor import measure_floor
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.hidden import HiddenStates
+from sparsehpc.models.memory import kept_tracks
 from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
 from sparsehpc.models.structure import bias_parameter
@@ -157,10 +158,8 @@ class _Walk:
         return streams * evaluation + calibration
 
     def _kept_bytes(self, cells: Sequence[Cell]) -> int:
-        """Bytes of all weights that are kept for generation; a CSR copy takes up to three times the dense ones."""
-        if self.prompts is None:
-            return 0
-        return 3 * (1 + len(cells)) * self.structure.params_total * self.walk.dtype.itemsize
+        """Bytes of all weights that are kept for generation."""
+        return 0 if self.prompts is None else sum(kept_tracks(self.structure, cells))
 
     def _hidden(self, lengths: list[int], name: str) -> HiddenStates:
         file = self.scratch / f"{name}.hidden" if self.spill_hidden else None

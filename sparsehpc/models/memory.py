@@ -8,9 +8,11 @@ with the logits of one window. The peak is the larger of the two.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Final
 
-from sparsehpc.core.spec import DTYPE_BYTES
+from sparsehpc.core.spec import DENSE, DTYPE_BYTES, Cell
+from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.structure import Structure
 
 #: Python with torch and transformers loaded, measured on Linux with CPU wheels.
@@ -22,6 +24,37 @@ HESSIAN_COPIES: Final = 5
 WORKSPACE_BYTES_PER_WEIGHT: Final = 16
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
 _BLOCK_POSITIONS, _BLOCK_COPIES = 8, 6
+
+
+def kept_tracks(structure: Structure, cells: Iterable[Cell]) -> tuple[int, ...]:
+    """Bytes that each stream's decoder layers take while they are kept for generation, the dense model's first.
+
+    Parameters
+    ----------
+    structure
+        The model.
+    cells
+        Cells of one walk. A format whose bytes depend on where the zeros lie counts as dense: none of those that
+        are kept whole is larger.
+    """
+    members = list(cells)
+    linears = [p for p in structure.parameters if p.layer is not None and p.kind == "linear"]
+    dtype = members[0].dtype
+    found = [sum(p.numel for p in linears) * DTYPE_BYTES[dtype]]
+    for cell in members:
+        if cell.is_dense and cell.variant == DENSE:
+            continue
+        prunable = {p.name for p in structure.prunable(cell.pruning.targets)}
+        density = 1 - float(cell.pruning.sparsity)
+        form = FORMATS.get(cell.variant)
+        total = 0
+        for p in linears:
+            rows, columns = p.shape
+            kept = round(density * p.numel) if p.name in prunable else p.numel
+            predicted = form.predicted_bytes(rows, columns, kept, dtype)
+            total += p.numel * DTYPE_BYTES[dtype] if predicted is None else predicted
+        found.append(total)
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +71,8 @@ class WalkMemory:
         Tokens of all streams together whose hidden states are kept.
     window_tokens
         Tokens of the longest window.
-    stored_bytes_per_weight
-        Bytes a stored weight takes; that of the dtype for dense storage, up to three times as much for CSR.
-    kept_tracks
-        Streams whose weights are kept for generation; 0 where nothing is generated.
+    tracks
+        Bytes of each stream's stored layers, see `kept_tracks`; empty where nothing is generated.
     budget_bytes
         Memory that hidden states and kept weights may fill; None is unlimited.
     """
@@ -51,8 +82,7 @@ class WalkMemory:
     statistics: tuple[str, ...] = ()
     hidden_tokens: int = 0
     window_tokens: int = 512
-    stored_bytes_per_weight: float | None = None
-    kept_tracks: int = 0
+    tracks: tuple[int, ...] = ()
     budget_bytes: int | None = None
 
     @property
@@ -70,12 +100,11 @@ class WalkMemory:
     @property
     def kept_bytes(self) -> tuple[int, int]:
         """Weights kept for generation: during the walk, and while one track generates."""
-        track = int(self.structure.params_total * (self.stored_bytes_per_weight or DTYPE_BYTES[self.dtype]))
-        total = self.kept_tracks * track
+        total = sum(self.tracks)
         if self.budget_bytes is None or total + self.hidden_bytes <= self.budget_bytes:
             return total, total
         # On disk; a track comes back to memory for its turn where it fits into half the budget.
-        return 0, track if self.kept_tracks and track <= self.budget_bytes // 2 else 0
+        return 0, max((track for track in self.tracks if track <= self.budget_bytes // 2), default=0)
 
     @property
     def layer_bytes(self) -> int:
@@ -90,8 +119,8 @@ class WalkMemory:
             if p.kind == "linear":
                 largest, widest = max(largest, p.numel), max(widest, p.shape[1])
         layer = max(layers.values(), default=0)
-        stored = self.stored_bytes_per_weight or size
-        bytes_ = layer * (2 * size + stored) + largest * WORKSPACE_BYTES_PER_WEIGHT
+        stored = max(self.tracks, default=0) // max(len(layers), 1) or layer * size
+        bytes_ = layer * 2 * size + stored + largest * WORKSPACE_BYTES_PER_WEIGHT
         if "hessian" in self.statistics:
             bytes_ += HESSIAN_COPIES * widest * widest * DTYPE_BYTES["float64"]
         return int(bytes_)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from sparsehpc.behaviour import GENERATED_TOKENS
 from sparsehpc.core.errors import CellError, SparseHPCError
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
+from sparsehpc.models.memory import kept_tracks
 from sparsehpc.pipeline import run_cells
 from sparsehpc.pruning.base import METHODS
 from sparsehpc.results import CellResult
@@ -87,6 +88,18 @@ def test_counts_are_exact_for_every_family(family, tiny_snapshot, tmp_path):
     assert total(results[DENSE.cell_id], "kl")[0] == 0
     same = total(results[cells[2].cell_id], "top1_differs_from_masked")
     assert same[1] == TEXT.tokens
+
+
+def test_planned_bytes_of_kept_weights_are_those_that_are_stored(tiny_snapshot, tmp_path):
+    snapshot = tiny_snapshot(LLAMA)
+    cells = [DENSE, cell(), cell("csr"), cell("csr-int64", sparsity="0.5")]
+    results = run(cells, snapshot, tmp_path)
+    linears = {p.name for p in snapshot.structure.prunable(("attention", "mlp"))}
+    for one, planned in zip(cells, kept_tracks(snapshot.structure, cells), strict=True):
+        rows = [r for r in results[one.cell_id].measurements if r.scope == "tensor" and r.convention == "unique"]
+        stored = sum(r.numerator for r in rows if r.metric == "bytes_total" and r.subject in linears)
+        # The plan spreads a global budget evenly over the matrices and rounds it in each.
+        assert planned == pytest.approx(stored, rel=1e-3)
 
 
 def test_zero_percent_is_dense_bit_for_bit(tiny_snapshot, tmp_path):
