@@ -17,8 +17,9 @@ from jobs.doctor import Check
 from slurm import checks
 from slurm.answers import parse_squeue
 from slurm.causes import read_tail
-from slurm.executor import call_sbatch
+from slurm.executor import SCRIPT, call_sbatch
 from slurm.limits import ask
+from slurm.own import make_folder, write_file
 from slurm.profile import Profile
 from slurm.resources import Resources
 from slurm.sbatch import check_folder, script_text
@@ -59,7 +60,7 @@ def check_profile(
     place = (folder / f".sparsehpc-doctor-{uuid.uuid4().hex[:8]}").absolute()
     check_folder(place)
     try:
-        place.mkdir(parents=True)
+        make_folder(place)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror}", "choose a shared folder to run it in"
@@ -72,8 +73,8 @@ def check_profile(
             {"output": f"{place}/log", "error": f"{place}/log"},
             [["-u", "-m", "slurm.checks", shlex.quote(str(place))]],
         )
-        (place / "submit.sh").write_text(text, encoding="utf-8")
-        job_id = call_sbatch(place / "submit.sh", profile.limits.sbatch_timeout_s)
+        write_file(place / SCRIPT, text.encode())
+        job_id = call_sbatch(place / SCRIPT, profile.limits.sbatch_timeout_s)
         report(f"job {job_id} of class {resources.name}; waiting")
         found = _wait(place, job_id, wait_s, max(_POLL_S, min(10.0, profile.limits.poll_interval_s)))
         if isinstance(found, str):

@@ -20,6 +20,7 @@ from jobs.cell import CellJob, CellsFailed
 from jobs.inputs import Inputs
 from jobs.progress import Reporter
 from slurm.executor import make_executor
+from slurm.task import MARK
 from sparsehpc.core.layout import RunFolder
 from sparsehpc.core.shards import shard_state, write_failure
 from sparsehpc.core.spec import Cell
@@ -152,7 +153,8 @@ def _last_lines(path: Path, lines: int = 5) -> str:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-lines:])
+    said = [line for line in text.strip().splitlines() if not line.startswith(f"{MARK} ")]
+    return "\n".join(said[-lines:])
 
 
 def _wait_for_end(jobs: Sequence[Any]) -> None:

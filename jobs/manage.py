@@ -86,7 +86,8 @@ def removable(run: RunFolder) -> Removable:
         # once every cell is done.
         unreadable = submission is None and (path / LEDGER).exists()
         local = submission is None and any(fate.state != "done" for fate in fates.values())
-        if path.name in busy or unfinished or unreadable or local:
+        of_another = not os.access(path, os.W_OK | os.X_OK)
+        if path.name in busy or unfinished or unreadable or local or of_another:
             kept += 1
         else:
             folders.append(path)

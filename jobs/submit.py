@@ -21,10 +21,11 @@ from jobs.plan import Plan
 from jobs.propose import Array, Proposal, asked_for, require_answer, run_queue, sent_cells
 from jobs.run import start
 from jobs.spec import Study
-from slurm.executor import ClusterExecutor, SubmissionRefused
+from slurm.executor import SCRIPT, ClusterExecutor, SubmissionRefused
 from slurm.ledger import Submission, new_submission
 from slurm.limits import ask
 from slurm.lock import submitting
+from slurm.own import make_folder, write_file
 from slurm.profile import Profile
 from slurm.queue import Queue
 from slurm.resources import Resources
@@ -153,11 +154,11 @@ def send_aggregation(
         run.root.name, purpose="aggregate", resources=dataclasses.asdict(AGGREGATE), profile=profile.name
     )
     folder = submission.folder(run)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     after = sorted({item.job_id for item in (*arrays, *sent)}, key=int)
-    script = folder / "submit.sh"
+    script = folder / SCRIPT
     text = aggregate_script(run.root, submission.job_name, folder, after, asked_for(AGGREGATE, profile), profile)
-    script.write_text(text, encoding="utf-8")
+    write_file(script, text.encode())
     try:
         submission = send(run, submission, script, queue, profile.limits, report)
     except SubmissionRefused as error:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ import submitit
 from submitit.core import utils as submitit_utils
 
 from slurm import sbatch
+from slurm.own import make_folder, open_file, write_file
 from slurm.profile import Profile
 from slurm.resources import Resources
 from slurm.task import PAYLOAD
@@ -65,9 +68,11 @@ def make_executor(
     folder = folder.absolute()
     sbatch.check_folder(folder)
     if kind == "debug":
+        make_folder(folder)
         return submitit.DebugExecutor(folder)
     if kind == "local":
-        executor = submitit.LocalExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
+        make_folder(folder)
+        executor = LocalExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
         executor.update_parameters(timeout_min=resources.minutes, gpus_per_node=resources.gpus, signal_delay_s=30)
         return executor
     if kind == "slurm":
@@ -75,6 +80,28 @@ def make_executor(
             raise UserError("the slurm executor needs a profile", "sparsehpc submit STUDY --profile NAME")
         return ClusterExecutor(folder, resources, profile, name)
     raise UserError(unknown("executor", kind, KINDS))
+
+
+def write_payload(folder: Path, calls: Sequence[submitit_utils.DelayedSubmission]) -> None:
+    """Write what the tasks of a submission run: for the owner's eyes only, one file for all of them."""
+    write_file(folder / PAYLOAD, b"", mode=0o600)
+    submitit_utils.cloudpickle_dump(list(calls), folder / PAYLOAD)
+
+
+class LocalExecutor(submitit.LocalExecutor):  # type: ignore[misc]
+    """submitit's processes of this machine; they unpickle the checked payload (`slurm.task`) as cluster jobs do."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return shlex.join([sys.executable, "-u", "-m", "slurm.task", str(self.folder)])
+
+    def _internal_process_submissions(
+        self, delayed_submissions: Sequence[submitit_utils.DelayedSubmission]
+    ) -> list[submitit.LocalJob[Any]]:
+        [call] = delayed_submissions  # a folder a job
+        call.set_timeout(self.parameters["timeout_min"], self.max_num_timeout)
+        write_payload(self.folder, [call])
+        return [self._submit_command(self._submitit_command_str)]
 
 
 class ClusterExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
@@ -106,18 +133,13 @@ class ClusterExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
             raise SparseHPCError(f"an array of {len(calls)} tasks; split it first (slurm.limits.split)")
         if (self.folder / PAYLOAD).exists():
             raise SparseHPCError(f"{self.folder} already holds a submission; every array needs a fresh folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         for call in calls:
             call.set_timeout(self.resources.minutes, self.max_num_timeout)
-        payload = self.folder / PAYLOAD
-        # Nobody but the owner may change what a node will unpickle.
-        descriptor = os.open(payload, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.close(descriptor)
-        submitit_utils.cloudpickle_dump(list(calls), payload)
+        write_payload(self.folder, calls)
         script: Path = self.folder / SCRIPT
-        script.write_text(
-            sbatch.sbatch_text(self.profile, self.resources, self.folder, len(calls), self.job_name), encoding="utf-8"
-        )
+        text = sbatch.sbatch_text(self.profile, self.resources, self.folder, len(calls), self.job_name)
+        write_file(script, text.encode())
         return script
 
     def send(self, script: Path) -> str:
@@ -136,24 +158,30 @@ class ClusterExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
 def call_sbatch(script: Path, timeout_s: float) -> str:
     """Call sbatch; return the job's id.
 
+    sbatch reads the script that was opened and checked here, not whatever bears its name by then.
+
     Raises
     ------
     SubmissionRefused
-        sbatch failed with a message.
+        sbatch failed with a message; or the script is not this user's own, or others could have changed it.
     SubmissionUnclear
         sbatch did not answer in time or said nothing that makes sense.
     """
     try:
-        answer = subprocess.run(
-            ["sbatch", str(script)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=submit_environment(os.environ),
-            check=False,
-        )
+        with open_file(script) as file:
+            answer = subprocess.run(
+                ["sbatch"],
+                stdin=file,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                env=submit_environment(os.environ),
+                check=False,
+            )
     except FileNotFoundError as error:
         raise SubmissionRefused("there is no sbatch on this machine") from error
+    except SparseHPCError as error:
+        raise SubmissionRefused(str(error)) from error
     except subprocess.TimeoutExpired as error:
         raise SubmissionUnclear(f"sbatch did not answer within {error.timeout:.0f} s") from error
     found = _JOB_ID.search(answer.stdout)

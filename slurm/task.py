@@ -1,17 +1,17 @@
-"""What a task of an array runs on its node: ``python -m slurm.task FOLDER``.
+"""What a job runs, on a node or as a process of this machine: ``python -m slurm.task FOLDER``.
 
 It reads the one payload that the submission wrote, after checking that nobody else could have written it, and runs
 the task's callable under submitit's signal handling. A restarted task starts from the payload again: products on disk
-are the state, no pickle written on a node is ever read back.
+are the state, no pickle that a job wrote is ever read back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import signal
-import stat
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from slurm.node import node_local_folders
-from sparsehpc.core.errors import SparseHPCError
+from slurm.own import open_file
 from sparsehpc.core.files import write_text
 from sparsehpc.core.provenance import code_digest
 
@@ -36,28 +36,9 @@ class OutOfTime(BaseException):
 
 
 def read_payload(folder: Path) -> list[Any]:
-    """Unpickle a submission's payload.
-
-    Raises
-    ------
-    SparseHPCError
-        If it is a link, belongs to another user or could have been changed by one.
-    """
-    path = folder / PAYLOAD
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise SparseHPCError(f"the payload {path} cannot be read: {error}; submit again") from error
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise SparseHPCError(f"the payload {path} belongs to user {found.st_uid}, not to you: it is not run")
-        if found.st_mode & 0o022:
-            raise SparseHPCError(
-                f"the payload {path} can be written by others (mode {stat.S_IMODE(found.st_mode):o}): it is not run; "
-                "submit again"
-            )
-        calls: list[Any] = pickle.load(file)  # noqa: S301 - written by this user, checked above
+    """Unpickle a submission's payload; `SparseHPCError` where it is not this user's own (see `slurm.own`)."""
+    with open_file(folder / PAYLOAD) as file:
+        calls: list[Any] = pickle.load(file)  # noqa: S301 - written by this user: open_file has checked it
     return calls
 
 
@@ -69,7 +50,7 @@ def run(folder: Path) -> None:
     environment = job_environment.JobEnvironment()
     paths = environment.paths
     call = read_payload(folder)[int(environment.array_task_id or 0)]
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    restarts = _restarts(Path(paths.stderr))
     # Every restart uses up one of the time-outs submitit grants; a preempted task is requeued all the same.
     call.set_timeout(call._timeout_min, max(0, call._timeout_countdown - restarts))
     for leftover in folder.glob(f"{environment.job_id}_*.save_tmp"):
@@ -88,6 +69,20 @@ def run(folder: Path) -> None:
         raise
     with utils.temporary_save_path(paths.result_pickle) as temporary:
         utils.cloudpickle_dump(outcome, temporary)
+
+
+def _on_a_node() -> bool:
+    """Whether Slurm started this: also a job of this machine can run inside an allocation."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+
+
+def _restarts(log: Path) -> int:
+    """How often this task was started before: Slurm says it; a job of this machine has left its marks in the log."""
+    if _on_a_node():
+        return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    with contextlib.suppress(OSError):
+        return sum(line.startswith(f"{MARK} ") for line in log.read_text(errors="replace").splitlines())
+    return 0
 
 
 def _end_when_out_of_time(number: int) -> None:
@@ -120,7 +115,7 @@ def _note_changed_code(folder: Path) -> None:
 def _note_cores() -> None:
     """Say where the job may use fewer cores than it asked for: it would run, slower than paid for."""
     asked, usable = os.environ.get("SLURM_CPUS_PER_TASK", ""), len(os.sched_getaffinity(0))
-    if asked.isdigit() and usable < int(asked):
+    if _on_a_node() and asked.isdigit() and usable < int(asked):
         sys.stderr.write(
             f"warning: {asked} cores were asked for and {usable} may be used; set srun_args in the profile "
             "(sparsehpc doctor --profile checks it)\n"
@@ -130,8 +125,9 @@ def _note_cores() -> None:
 def main() -> None:
     """Entry point."""
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m slurm.task SUBMISSION_FOLDER (inside a job array)")
-    with node_local_folders():
+        raise SystemExit("usage: python -m slurm.task SUBMISSION_FOLDER (inside a job)")
+    # On one's own machine compiler caches stay where they are from job to job.
+    with node_local_folders() if _on_a_node() else contextlib.nullcontext():
         run(Path(sys.argv[1]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import time
 from pathlib import Path
 from typing import Literal
@@ -136,8 +137,14 @@ def track(run: RunFolder, queue: Queue, *, fresh: bool = False) -> Tracker:
 
 
 def settle(tracker: Tracker) -> Tracker:
-    """Write down what became of submissions whose sender was stopped before it could; to be called under the lock."""
+    """Write down what became of submissions whose sender was stopped before it could; to be called under the lock.
+
+    Only of this user's own: other members of the group cannot write into each other's submissions, and find the fate
+    anew at every look.
+    """
     for item in tracker.submissions:
+        if item.uid not in (-1, os.getuid()):
+            continue
         folder = item.folder(tracker.run)
         if item.fate != "open" and not (folder / ledger.JOB).exists():
             if item.fate == "refused":

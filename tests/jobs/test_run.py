@@ -184,9 +184,7 @@ def test_a_process_that_is_killed_leaves_a_record(
     """Out-of-memory killers give no time for last words: the parent records what happened."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if 'submitit.core._submit' in ' '.join(getattr(sys, 'orig_argv', [])):\n"
-        "    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nif 'slurm.task' in ' '.join(getattr(sys, 'orig_argv', [])):\n    os.kill(os.getpid(), 9)\n"
     )
     outcome = run_again(tiny_study, tmp_path / "run", executor="local")
     assert outcome.states == {"failed": 3}

@@ -194,3 +194,15 @@ def test_jobs_of_other_members_of_the_group_are_asked_for_too(run):
     queue = FixedQueue({(theirs.job_name, 0): TaskState("1", 0, "RUNNING")})
     assert track(run, queue).places()[CELLS[0]].stand == "running"
     assert queue.users == {12345}
+
+
+def test_what_became_of_anothers_submission_is_known_and_left_to_them_to_write(run, monkeypatch):
+    made = submission(run, (CELLS[0],))
+    monkeypatch.setattr(os, "getuid", lambda: made.uid + 1)
+    queue = FixedQueue({(made.job_name, 0): TaskState("12", 0, "PENDING")})
+    tracker = settle(track(run, queue))
+    assert [(item.fate, item.job_id) for item in tracker.submissions] == [("accepted", "12")]
+    assert not (made.folder(run) / "job.json").exists()
+    monkeypatch.undo()
+    settle(track(run, queue))
+    assert (made.folder(run) / "job.json").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from slurm import node, task
 from slurm.causes import classify
-from slurm.executor import make_executor, submit_environment
+from slurm.executor import SubmissionRefused, call_sbatch, make_executor, submit_environment
 from slurm.resources import Resources
 from sparsehpc.core.errors import SparseHPCError, UserError
 
@@ -125,13 +125,60 @@ def test_what_a_job_left_in_the_environment_is_not_passed_on():
     assert submit_environment(before) == {"SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a", "PATH": "/bin"}
 
 
-def test_local_and_debug_executors_take_the_same_callable(tmp_path):
-    debug = make_executor("debug", tmp_path / "debug", Resources()).submit(sum, [1, 2])
+def test_local_and_debug_executors_take_the_same_callable_and_no_one_else_can_change_it(tmp_path):
+    before = os.umask(0)
+    try:
+        debug = make_executor("debug", tmp_path / "debug", Resources()).submit(sum, [1, 2])
+        local = make_executor("local", tmp_path / "local", Resources(minutes=5)).submit(sum, [1, 2])
+    finally:
+        os.umask(before)
     assert debug.exception() is None
     assert debug.submission().result() == 3
-    local = make_executor("local", tmp_path / "local", Resources(minutes=5)).submit(sum, [1, 2])
     assert local.result() == 3
     local._process.wait()
+    for folder in (tmp_path / "debug", tmp_path / "local"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "local" / task.PAYLOAD).stat().st_mode) == 0o600
+    assert [path.name for path in (tmp_path / "local").glob("*.pkl")].count(task.PAYLOAD) == 1
+    assert not list((tmp_path / "local").glob("*submitted.pkl")), "nothing that submitit would unpickle unchecked"
+
+
+def test_a_local_job_checks_its_payload_too(tmp_path):
+    payload(tmp_path, 0o660)
+    local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "7", "SUBMITIT_LOCAL_GLOBALID": "0"}
+    answer = subprocess.run(
+        [sys.executable, "-m", "slurm.task", str(tmp_path)], env={**os.environ, **local}, capture_output=True, text=True
+    )
+    assert answer.returncode == 1
+    assert "can be written by others (mode 660): it is not run" in answer.stderr
+
+
+def test_restarts_of_a_local_job_are_counted_by_its_log(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")  # of the allocation it runs in
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    log = tmp_path / "log"
+    assert task._restarts(log) == 0
+    log.write_text(f"{task.MARK} 7 on here, restart 0\nwords\n{task.MARK} 7 on here, restart 1\n")
+    assert task._restarts(log) == 2
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    assert task._restarts(log) == 5
+
+
+def test_sbatch_gets_no_script_that_others_could_have_written(tmp_path, monkeypatch):
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\ncat > {tmp_path}/got\necho Submitted batch job 12\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    script = tmp_path / "submit.sh"
+    script.write_text("#!/bin/bash\ntrue\n")
+    script.chmod(0o664)
+    with pytest.raises(SubmissionRefused, match="can be written by others"):
+        call_sbatch(script, 5.0)
+    assert not (tmp_path / "got").exists()
+    script.chmod(0o644)
+    assert call_sbatch(script, 5.0) == "12"
+    assert (tmp_path / "got").read_text() == script.read_text()
 
 
 def test_executors_that_cannot_be_are_one_clear_error(tmp_path):
@@ -157,6 +204,8 @@ def test_the_payload_is_written_for_its_owner_alone_whatever_the_umask(tmp_path,
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "s" / task.PAYLOAD).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o755
+    assert stat.S_IMODE(script.stat().st_mode) == 0o644
     assert "#SBATCH --array=0-0%1" in script.read_text()
     with pytest.raises(SparseHPCError, match="fresh folder"):
         executor.prepare([DelayedSubmission(sum, [1])])
