@@ -24,6 +24,7 @@ from slurm.resources import Resources
 from slurm.resources import problems as resource_problems
 from sparsehpc.core.errors import UserError, unknown
 from sparsehpc.core.spec import Scalar
+from sparsehpc.models.family import FAMILIES
 from sparsehpc.models.target import resolve
 from sparsehpc.pruning.base import METHODS, canonical_options
 
@@ -230,6 +231,11 @@ def _describe(detail: Any, place: str, kind: type[Any]) -> str:
     """One problem that pydantic found, in the words of every other message."""
     where, sort, value = _place(place, detail["loc"]), detail["type"], detail["input"]
     if sort in ("unexpected_keyword_argument", "extra_forbidden"):
+        if detail["loc"][-1] == "trust_remote_code":
+            return (
+                f"{where} cannot be: Python code that comes with a model is never run, its layers are those of a known "
+                f"family ({', '.join(FAMILIES.names())}); leave the key out"
+            )
         return f"{place}: {unknown('key', detail['loc'][-1], _keys(kind))}"
     if sort in ("missing", "missing_argument"):
         return f"{where} is missing"

@@ -137,10 +137,10 @@ def assemble(
     transformers.PreTrainedModel
         In evaluation mode, with `Assembled` as its attribute ``sparsehpc``.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.dtype = TORCH_DTYPES[dtype]
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
     for module in model.modules():
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:

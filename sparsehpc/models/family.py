@@ -138,10 +138,10 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Family of a config.json; `UserError` with the legal ones otherwise."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(
-            unknown("model family (model_type)", model_type, FAMILIES.names()),
-            "a family is one file in sparsehpc/models/families",
-        )
+        hint = "a family is one file in sparsehpc/models/families"
+        if config.get("auto_map"):
+            hint += "; Python code that comes with a model is never run"
+        raise UserError(unknown("model family (model_type)", model_type, FAMILIES.names()), hint)
     if config.get("quantization_config"):
         raise UserError(
             f"this {model_type} checkpoint is quantised (quantization_config in its config.json)",

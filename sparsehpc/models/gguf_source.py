@@ -78,7 +78,9 @@ def write_tokenizer(path: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # the Rust side raises plain Exception
         raise UserError(f"the tokenizer of {path} cannot be converted: {error}") from error
     tokenizer.save_pretrained(str(folder))

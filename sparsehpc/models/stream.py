@@ -98,10 +98,10 @@ class LayerWalk:
         self.dtype = TORCH_DTYPES[dtype]
         self.device = device
         self._dtype_name = dtype
-        config = AutoConfig.from_pretrained(snapshot.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(snapshot.path, local_files_only=True, trust_remote_code=False)
         # Rotary tables are buffers computed from the config: they must be real, and stay float32.
         with init_empty_weights(include_buffers=False):
-            self.model: Any = AutoModelForCausalLM.from_config(config).eval()
+            self.model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
         for buffer_owner in self.model.modules():
             for name, buffer in list(buffer_owner._buffers.items()):
                 if buffer is not None:

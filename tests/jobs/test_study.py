@@ -106,6 +106,11 @@ def test_a_short_file_is_enough_and_defaults_are_filled_in() -> None:
         ('id = "random', 'dtype = "float31"\nid = "random', ["models[1].dtype", "did you mean 'float32'", "bfloat16"]),
         ('id = "random', 'resource = "gpu"\nid = "random', ["models[1].resource", "'gpu'", "cpu"]),
         ('id = "random', 'revision = "main"\nid = "random', ["models[1].id", "takes no revision"]),
+        (
+            'id = "random',
+            'trust_remote_code = true\nid = "random',
+            ["models[1].trust_remote_code", "is never run", "gpt_neox, llama", "leave the key out"],
+        ),
         ('["magnitude"]', '["wanda"]', ["grid.methods", "wanda", "[calibration]", "corpus, windows, window_tokens"]),
     ],
 )
