@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 STUDY = """\
@@ -103,13 +104,18 @@ def task_processes(job_id: str) -> list[tuple[int, int]]:
     return found
 
 
-def caught(job_id: str, tasks: int, timeout_s: float = 120.0) -> dict[int, int]:
-    """Stop every task of an array as soon as it is there; process id by index. SIGCONT lets one go on."""
+def caught(
+    job_id: str, tasks: int, timeout_s: float = 120.0, when: Callable[[], bool] = lambda: True
+) -> dict[int, int]:
+    """Stop every task of an array as soon as it is there; process id by index. SIGCONT lets one go on.
+
+    With ``when``: as soon as that is true, too.
+    """
     held: dict[int, int] = {}
     deadline = time.monotonic() + timeout_s
     while len(held) < tasks:
         for pid, task in task_processes(job_id):
-            if task not in held:
+            if task not in held and when():
                 os.kill(pid, signal.SIGSTOP)
                 held[task] = pid
         assert time.monotonic() < deadline, f"{len(held)} of {tasks} tasks of job {job_id} were seen"

@@ -80,7 +80,7 @@ def test_too_little_memory_gets_twice_as_much(bed, study_folder, few, cli, settl
 
 @pytest.fixture(scope="module")
 def too_short(bed, study_folder, write_profile, tmp_path_factory):
-    """A run whose job sleeps until its wall time of a minute ends it, while other tests go on beside it."""
+    """A run whose job sleeps on c1 until its wall time of a minute ends it, while other tests go on beside it."""
     from jobs.plan import make_plan
     from jobs.propose import propose
     from jobs.study import load_study
@@ -88,7 +88,7 @@ def too_short(bed, study_folder, write_profile, tmp_path_factory):
     from slurm.profile_file import load_profile
 
     study = load_study(write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}))
-    profile = load_profile(write_profile("setup = ['sleep 200']", "min_minutes = 1"))
+    profile = load_profile(write_profile("setup = ['sleep 200']\nnodelist = 'c1'", "min_minutes = 1"))
     plan, run = make_plan(study), tmp_path_factory.mktemp("short") / "run"
     proposal = propose(study, plan, profile, out=run, pack=9)
     assert len(send_all(proposal, study, plan, profile, print, aggregate=False)) == 1
@@ -100,16 +100,19 @@ def _started_early(too_short):
     """The first test of this file starts it."""
 
 
-def test_preempted_jobs_start_again_by_themselves(bed, few, cli, settled, profile, tmp_path, undisturbed, wait_for):
+def test_preempted_jobs_go_on_between_layers_by_themselves(
+    bed, study_folder, few, cli, settled, profile, tmp_path, undisturbed, wait_for
+):
+    study = write_study(study_folder, "few", {"minutes = 15": "minutes = 15\ncheckpoint_layers = true"})
     run = tmp_path / "run"
-    [job] = submit(cli, few, run, profile=profile("partition = 'spot'"), pack="9")
-    held = caught(job, 1)
+    [job] = submit(cli, study, run, profile=profile("partition = 'spot'\nnodelist = 'c2'"), pack="9")
+    held = caught(job, 1, when=lambda: any(run.glob("checkpoints/*/state.json")))
     urgent = slurm(
-        "sbatch", "--parsable", "--partition=urgent", "--account=testbed", "--exclusive", "--nodes=2", "--time=1",
+        "sbatch", "--parsable", "--partition=urgent", "--account=testbed", "--exclusive", "--nodelist=c2", "--time=1",
         "--output=/dev/null", "--wrap=sleep 1",
     )  # fmt: skip
     with contextlib.suppress(ProcessLookupError):
-        while True:  # Slurm wakes it to let it end in peace; it shall not even reach its first cell
+        while True:  # Slurm wakes it to let it end in peace; it shall not get that far
             os.kill(held[0], signal.SIGSTOP)
             time.sleep(0.01)
     wait_for(lambda: "PREEMPTED" in slurm("sacct", "-n", "-X", "-D", "-j", job, "-o", "State%20"), "preemption")
@@ -117,8 +120,9 @@ def test_preempted_jobs_start_again_by_themselves(bed, few, cli, settled, profil
     found = settled(run)
     assert (found["cells"]["done"], len(read_ledger(RunFolder(run))[0])) == (9, 1)
     assert read_tables(run) == undisturbed(few)
-    log = next(run.glob("submissions/*/*_log.err")).read_text()
-    assert "restart 1" in log
+    assert "restart 1" in next(run.glob("submissions/*/*_log.err")).read_text()
+    begun = next(run.glob("submissions/*/*_log.out")).read_text().count("layers 0/2")
+    assert begun == 1, "the second attempt began at the first layer, whatever the first had done"
 
 
 def test_damaged_shards_are_seen_and_computed_again(bed, few, cli, settled, status, finish, tmp_path, undisturbed):
@@ -226,19 +230,61 @@ def test_code_changed_after_submission_is_said(bed, few, cli, settled, profile, 
     assert read_tables(run) == undisturbed(few)
 
 
-@pytest.mark.parametrize("mask", [0o077, 0o027])
-def test_the_users_umask_is_kept(bed, few, cli, settled, tmp_path, undisturbed, mask):
-    run, before = tmp_path / "run", os.umask(mask)
+def test_two_members_of_a_group_with_umasks_of_their_own_share_a_run(
+    bed, few, cli, settled, profile, tmp_path, undisturbed
+):
+    """One submits half with umask 002, the other the rest with 077: each grant is kept, and what is closed is said."""
+    place, group = tmp_path / "shared", 12121
+    place.mkdir()
+    chown_where_allowed(place, group)
+    place.chmod(0o2775)
+    run, seen = place / "run", {}
+    held = profile("extra = { hold = true }")
+    with umask(0o002):
+        [job] = submit(cli, few, run, profile=held, pack="5")
+    slurm("scancel", f"{job}_1")
+    slurm("scontrol", "release", job)
+    for mask in (0o002, 0o077):
+        found = settled(run)
+        rows = {RunFolder(run).cell(cell).row for cell, state in found["states"].items() if state["state"] == "done"}
+        for row in rows - seen.keys():
+            seen[row] = mask
+            assert stat.S_IMODE(row.stat().st_mode) == 0o666 & ~mask
+            assert row.stat().st_gid == place.stat().st_gid
+        with umask(0o077):
+            cli("retry", run, "--yes", "--no-aggregate", "--profile", "testbed")
+    assert sorted(seen.values()) == [0o002] * 5 + [0o077] * 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in run.glob("submissions/*/payload.pkl")} == {0o600}
+    own = [*run.glob("submissions/*/"), *run.glob("submissions/*/submit.sh")]
+    assert (len(own), [path for path in own if path.stat().st_mode & 0o022]) == (4, [])
+    assert read_tables(run) == undisturbed(few)
+    # The first member looks: root without its right to read whatever the mode says, and the files are another's.
+    for path in (row for row, mask in seen.items() if mask == 0o077):
+        for part in (path, path.parent):
+            chown_where_allowed(part, group, 12345)
+    as_another = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "jobs", "status"]
+    answer = subprocess.run([*as_another, str(run), "--cells", "--json"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert (found["cells"]["done"], found["cells"]["damaged"]) == (5, 4)
+    reasons = [state["reason"] for state in found["states"].values() if state["state"] == "damaged"]
+    assert all("Permission denied" in reason for reason in reasons), reasons
+
+
+@contextlib.contextmanager
+def umask(mask):
+    before = os.umask(mask)
     try:
-        submit(cli, few, run, pack="9")
+        yield
     finally:
         os.umask(before)
-    found = settled(run)
-    assert found["cells"]["done"] == 9
-    cell = RunFolder(run).cell(next(iter(found["states"])))
-    assert stat.S_IMODE(cell.row.stat().st_mode) == 0o666 & ~mask
-    assert stat.S_IMODE(next(run.glob("submissions/*/payload.pkl")).stat().st_mode) == 0o600
-    assert read_tables(run) == undisturbed(few)
+
+
+def chown_where_allowed(path, group, owner=-1):
+    try:
+        os.chown(path, owner, group)
+    except PermissionError:
+        pytest.skip("giving files to another user or group needs root")
 
 
 def test_a_payload_that_others_could_have_written_is_not_run(bed, few, cli, settled, finish, profile, tmp_path):

@@ -1,5 +1,7 @@
 """From a study to tables through a real Slurm, undisturbed."""
 
+import functools
+import io
 import json
 import os
 import signal
@@ -45,14 +47,18 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(few, cli, tmp_path):
     assert "more than --max-core-hours 0.1" in refused.err
 
 
-def test_the_queue_is_topped_up_to_max_queued(bed, few, cli, settled, profile, tmp_path):
-    run, small = tmp_path / "run", profile(limits="max_queued = 3\nmax_array_tasks = 2")
-    first = cli("submit", few, "--profile", small, "--out", run, "--yes", "--pack", "1", "--no-aggregate", "--json")
-    assert json.loads(first.out)["cells"] == {"done": 0, "queued": 0, "failed": 0, "later": 6, "to_send": 3}
+def test_submit_asks_and_the_queue_is_topped_up_to_max_queued(bed, few, cli, settled, profile, tmp_path, monkeypatch):
+    run, small = tmp_path / "run", profile(limits="max_queued = 2\nmax_array_tasks = 1")
+    words = ["submit", few, "--profile", small, "--out", run, "--pack", "4", "--no-aggregate"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    asked = cli(*words)
+    assert (asked.code, "submit?" in asked.err, run.exists()) == (1, True, False)
+    first = cli(*words, "--yes", "--json")
+    assert json.loads(first.out)["cells"] == {"done": 0, "queued": 0, "failed": 0, "later": 2, "to_send": 7}
     assert len(json.loads(first.out)["job_ids"]) == 2
     settled(run)
-    second = cli("submit", few, "--profile", small, "--out", run, "--yes", "--no-aggregate", "--json")
-    assert json.loads(second.out)["cells"] == {"done": 3, "queued": 0, "failed": 0, "later": 0, "to_send": 6}
+    second = cli(*words, "--yes", "--json")
+    assert json.loads(second.out)["cells"] == {"done": 7, "queued": 0, "failed": 0, "later": 0, "to_send": 2}
     assert settled(run)["cells"]["done"] == 9
 
 
@@ -93,15 +99,23 @@ def test_a_submitter_killed_between_two_arrays_leaves_nothing_twice(
 ):
     run = tmp_path / "run"
     slow = profile(limits="max_array_tasks = 1", interval_s=60.0)
-    words = ["submit", str(few), "--profile", slow, "--out", str(run), "--yes", "--pack", "5"]
-    process = subprocess.Popen([sys.executable, "-m", "jobs", *words, "--no-aggregate"], stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(item.fate == "accepted" for item in read_ledger(RunFolder(run))[0]), "the first array")
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(read_ledger(RunFolder(run))[0]) == 1
-    again = cli(*words[:3], "testbed", *words[4:], "--no-aggregate", "--json")
+    words = ["submit", str(few), "--profile", slow, "--out", str(run), "--yes", "--pack", "4", "--no-aggregate"]
+
+    def stopped(number, arrays):
+        process = subprocess.Popen([sys.executable, "-m", "jobs", *words], stderr=subprocess.PIPE, text=True)
+        sent = functools.partial(read_ledger, RunFolder(run))
+        wait_for(lambda: [item.fate for item in sent()[0]] == ["accepted"] * arrays, f"array {arrays}")
+        os.kill(process.pid, number)
+        said = process.communicate()[1]
+        assert len(sent()[0]) == arrays
+        return process.returncode, said
+
+    code, said = stopped(signal.SIGINT, 1)
+    assert (code, "the same command sends the rest" in said) == (130, True)
+    assert stopped(signal.SIGKILL, 2)[0] == -signal.SIGKILL
+    again = cli(*words[:3], "testbed", *words[4:], "--json")
     assert again.code == 0, again.said
-    assert json.loads(again.out)["cells"]["to_send"] == 4
+    assert json.loads(again.out)["cells"]["to_send"] == 2
     finish(run)
     submissions, problems = read_ledger(RunFolder(run))
     sent = [cell for item in submissions for task in item.tasks for cell in task]
