@@ -8,7 +8,7 @@ from slurm.profile_file import load_profile
 from slurm.resources import Resources
 
 
-def test_probe_writes_a_profile_that_works(bed, cli, few, tmp_path, settled):
+def test_probe_says_what_there_is(bed, cli, tmp_path):
     path = tmp_path / "mine.toml"
     answer = cli("profile", "probe", "--out", path, "--json")
     assert answer.code == 0, answer.said
@@ -18,17 +18,6 @@ def test_probe_writes_a_profile_that_works(bed, cli, few, tmp_path, settled):
     profile = load_profile(str(path))
     assert profile.job_for(Resources(gpus=1)).partition == "gpu"
     assert cli("profile", "probe", "--out", path).code == 2, "a file that is there stays"
-    assert cli("submit", few, "--profile", path, "--out", tmp_path / "run", "--yes", "--no-aggregate").code == 0
-    assert settled(tmp_path / "run")["cells"]["done"] == 9
-
-
-def test_doctor_looks_at_a_node(bed, cli, tmp_path, write_profile):
-    answer = cli("doctor", "--profile", write_profile(), "--dir", tmp_path, "--json")
-    checks = {check["name"]: check for check in json.loads(answer.out)}
-    node = {name.partition(": ")[2]: check for name, check in checks.items() if name.startswith("cpu node")}
-    assert {"imports", "versions", "cores", "this folder", "clock", "processor", "scratch"} <= set(node)
-    assert {name: check["verdict"] for name, check in node.items() if check["verdict"] == "wrong"} == {}
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_says_what_a_broken_profile_does(bed, cli, tmp_path, write_profile):
