@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import subprocess
 from pathlib import Path
 
 
@@ -24,3 +25,19 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def gpu_clocks_mhz(uuid: str) -> dict[str, int]:
+    """Clocks of one GPU as nvidia-smi tells them: of its cores now and at most, and of its memory; empty without it."""
+    query = {"cores": "clocks.sm", "cores_most": "clocks.max.sm", "memory": "clocks.mem"}
+    words = [
+        "nvidia-smi",
+        f"--id=GPU-{uuid}",
+        f"--query-gpu={','.join(query.values())}",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20)
+        return dict(zip(query, map(int, answer.stdout.split(",")), strict=True))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsehpc
-from sparsehpc.core.machine import cpu_model
+from sparsehpc.core.machine import cpu_model, gpu_clocks_mhz
 
 #: Distributions whose version can change a result, a size or a time.
 DISTRIBUTIONS = (
@@ -69,7 +69,7 @@ def code_digest() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its features, the cores this process may use, and torch's threads if torch is loaded."""
+    """Processor, its features, the cores this process may use; torch's threads and its GPU if torch is loaded."""
     import archspec.cpu
 
     host = archspec.cpu.host()
@@ -84,6 +84,9 @@ def machine() -> dict[str, Any]:
         values["torch_threads"] = torch.get_num_threads()
         values["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         values["cuda"] = torch.version.cuda
+        if torch.cuda.is_available():
+            values["gpu_uuid"] = str(getattr(torch.cuda.get_device_properties(), "uuid", ""))
+            values["gpu_clocks_mhz"] = gpu_clocks_mhz(values["gpu_uuid"])
     return values
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 from cluster_tools import read_tables, slurm, write_study
 
@@ -28,6 +29,9 @@ def test_submit_returns_and_the_last_job_writes_tables_and_report(
     [used] = found["usage"]
     assert (used["tasks"], used["memory_asked_gib"]) == (2, 1.0)
     assert 0 < used["memory_used_gib"] < 1
+    files = Counter(path.parent.relative_to(run / "cells") for path in (run / "cells").rglob("*") if path.is_file())
+    assert {str(place) for place in files} == {f"{cell[:2]}/{cell}" for cell in found["states"]}
+    assert set(files.values()) == {2}, "at most three files a cell: two, and a record where it failed"
     wait_for((run / "report" / "index.html").exists, "report by the last job")
     assert read_tables(run) == undisturbed(few)
     said = cli("clean", run, "--yes").out
