@@ -1,4 +1,4 @@
-"""The page of the pruning benchmarks shows what the benchmarks wrote, and that meets what was asked of them."""
+"""Pages of benchmarks show what the benchmarks wrote, and that meets what was asked of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def rows(name):
     return json.loads((RESULTS / "benchmarks" / f"{name}.json").read_text())["rows"]
 
 
-def lines():
-    text = (RESULTS / "benchmarks-pruning.md").read_text().splitlines()
+def lines(page="benchmarks-pruning"):
+    text = (RESULTS / f"{page}.md").read_text().splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text if line.startswith("|")]
 
 
@@ -48,3 +48,16 @@ def test_memory_is_that_of_the_file_and_stays_below_two_gibibytes():
         assert row["model_gib"] >= 6
         assert row["peak_rss_gib"] < GIB_ALLOWED
         assert row["zeros"] == row["prunable"] // 2
+
+
+def test_the_cluster_page_shows_its_files_and_they_reach_their_goals():
+    shown = {line[0]: line[1:] for line in lines("benchmarks-cluster")}
+    [dispatch], [plan] = rows("dispatch"), rows("plan")
+    ours, theirs, ratio = (dispatch["ours_total_s"], dispatch["submitit_total_s"], dispatch["ratio"])
+    assert shown[dispatch["work"]] == [f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.3g}"]
+    assert dispatch["work"].startswith("10000 no-op cells")
+    assert ratio >= 1 / 1.2
+    size, seconds, mib = plan["plan_bytes"] / 1e6, plan["seconds"], plan["peak_rss_mib"]
+    assert shown[plan["work"]] == [f"{seconds:.2f}", f"{mib:.0f}", f"{size:.1f}"]
+    assert (seconds < 10, mib < 1024) == (True, True)
+    assert int(plan["work"].split()[-2]) >= 100_000
