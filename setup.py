@@ -7,8 +7,8 @@ import sys
 
 from setuptools import Extension, setup
 
-SOURCES = ["cpu", "isa_avx2", "isa_avx512", "isa_avx512_vbmi2", "isa_portable", "module", "threads"]
-HEADERS = ["avx512", "expand_table", "gather", "kernels", "nibbles", "template"]
+SOURCES = ["cpu", "decode", "isa_avx2", "isa_avx512", "isa_avx512_vbmi2", "isa_portable", "module", "threads"]
+HEADERS = ["avx512", "expand_table", "gather", "kernels", "nibbles", "template", "token"]
 FOLDER = "sparsehpc/formats/kernels/c"
 # Torch's own OpenMP library has the name libgomp.so.1: linked by that name and loaded after torch, it is shared.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []

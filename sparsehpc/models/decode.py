@@ -1,14 +1,15 @@
 """Decode one sequence with as little between the products as possible: the Llama family, batch 1, greedy.
 
 Transformers spends more time per token around the matrix products of a small model than in them. Here keys and values
-lie in one preallocated array per layer, the compiled products are called without a dispatcher, and nothing else is
-done than what the architecture asks for. Logits equal the assembled model's but for the order of sums.
+lie in one preallocated array per layer. In float32, where every matrix has a compiled kernel, a token is one compiled
+call; otherwise, and for the prompt, the products are called one by one without a dispatcher, and nothing else is done
+than what the architecture asks for. Logits equal the assembled model's but for the order of sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
@@ -19,21 +20,29 @@ from sparsehpc.formats import kernels
 
 if TYPE_CHECKING:
     from sparsehpc.formats.base import Stored
+    from sparsehpc.formats.kernels.ops import Product
+    from sparsehpc.formats.kernels.token import TokenStep
     from sparsehpc.models.assemble import Assembled
 
-Product = Callable[[torch.Tensor], torch.Tensor]
+#: Multiplies tokens x columns.
+Multiply = Callable[[torch.Tensor], torch.Tensor]
+#: A stored matrix and its bias.
+Linear = tuple["Stored", "torch.Tensor | None"]
 
 #: Families whose decoder layer is the one written out here.
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
 class _Layer(NamedTuple):
-    """Products and norms of one decoder layer; keys and values are key_value_heads x positions x head_dim."""
+    """Linears and norms of one decoder layer; keys and values are key_value_heads x positions x head_dim.
 
-    query_key_value: Product
-    output: Product
-    gate_up: Product
-    down: Product
+    Linears that read the same input are one matrix where they are stored alike.
+    """
+
+    query_key_value: list[Linear]
+    output: list[Linear]
+    gate_up: list[Linear]
+    down: list[Linear]
     input_norm: torch.Tensor
     post_norm: torch.Tensor
     keys: torch.Tensor
@@ -60,6 +69,11 @@ class Decoder:
     max_tokens
         Longest sequence, prompt included.
 
+    Attributes
+    ----------
+    compiled
+        Whether a token is one compiled call.
+
     Raises
     ------
     UserError
@@ -85,28 +99,70 @@ class Decoder:
         self._embedding: torch.Tensor = body.embed_tokens.weight.data
         self._norm: torch.Tensor = body.norm.weight.data
         head, _ = assembled.linear("lm_head.weight")
-        self._head = _product(head, None)
+        self._head = _multiply([(head, None)])
         with torch.inference_mode():
             positions = torch.arange(max_tokens)[None]
             cosines, sines = body.rotary_emb(self._embedding[:1, None], positions)
         half = self.head_dim // 2
-        self._cosines: torch.Tensor = cosines[0].to(self._embedding.dtype)
+        self._cosines: torch.Tensor = cosines[0].to(self._embedding.dtype).contiguous()
         # rotate_half(x) * sin is roll(x) * sin with the first half negated.
         self._sines: torch.Tensor = torch.cat([-sines[0][:, :half], sines[0][:, half:]], dim=1).to(self._cosines.dtype)
         self._layers = [self._layer(assembled, body.layers[n], n) for n in range(assembled.structure.layers)]
+        self._products = [[_multiply(linears) for linears in layer[:4]] for layer in self._layers]
+        self._step = self._compiled_step(config.hidden_act, head)
+        self.compiled: bool = self._step is not None
 
     def _layer(self, assembled: Assembled, module: Any, number: int) -> _Layer:
         here = f"model.layers.{number}"
         room = (self.key_value_heads, self.max_tokens, self.head_dim)
         return _Layer(
-            _joined(assembled, [f"{here}.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]),
-            _joined(assembled, [f"{here}.self_attn.o_proj.weight"]),
-            _joined(assembled, [f"{here}.mlp.{name}_proj.weight" for name in ("gate", "up")]),
-            _joined(assembled, [f"{here}.mlp.down_proj.weight"]),
+            _linears(assembled, [f"{here}.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]),
+            _linears(assembled, [f"{here}.self_attn.o_proj.weight"]),
+            _linears(assembled, [f"{here}.mlp.{name}_proj.weight" for name in ("gate", "up")]),
+            _linears(assembled, [f"{here}.mlp.down_proj.weight"]),
             module.input_layernorm.weight.data,
             module.post_attention_layernorm.weight.data,
             self._embedding.new_zeros(room),
             self._embedding.new_zeros(room),
+        )
+
+    def _compiled_step(self, activation: str, head: Stored) -> TokenStep | None:
+        """One call for a whole token, or None where something in the model has no kernel."""
+        if self._embedding.dtype != torch.float32 or activation != "silu":
+            return None
+        from sparsehpc.formats.kernels.token import Part, TokenLayer, TokenStep
+
+        linears = [pair for layer in self._layers for group in layer[:4] for pair in group]
+        kernel = {id(stored): _kernel(stored) for stored, _ in [*linears, (head, None)]}
+        if any(product is None for product in kernel.values()):
+            return None
+
+        def parts(group: list[Linear]) -> list[Part]:
+            return [Part(cast("Product", kernel[id(stored)]), bias) for stored, bias in group]
+
+        return TokenStep(
+            [
+                TokenLayer(
+                    query_key_value=parts(layer.query_key_value),
+                    output=parts(layer.output),
+                    gate_up=parts(layer.gate_up),
+                    down=parts(layer.down),
+                    input_norm=layer.input_norm,
+                    post_norm=layer.post_norm,
+                    keys=layer.keys,
+                    values=layer.values,
+                )
+                for layer in self._layers
+            ],
+            heads=self.heads,
+            key_value_heads=self.key_value_heads,
+            head_dim=self.head_dim,
+            wide=self.wide,
+            eps=self._eps,
+            norm=self._norm,
+            head=parts([(head, None)])[0],
+            cosines=self._cosines,
+            sines=self._sines,
         )
 
     @torch.inference_mode()
@@ -121,12 +177,15 @@ class Decoder:
         if start + count > self.max_tokens:
             raise ValueError(f"the sequence has room for {self.max_tokens} tokens")
         end = start + count
+        if start and self._step is not None:
+            self.position = end
+            return self._step(self._embedding[ids[0]], start)
         x = self._embedding[torch.tensor(ids)]
         cosines, sines = self._cosines[start:end, None], self._sines[start:end, None]
         rotated = self.heads + self.key_value_heads
         width, half = (x.shape[1],), self.head_dim // 2
-        for layer in self._layers:
-            mixed = layer.query_key_value(rms_norm(x, width, layer.input_norm, self._eps))
+        for layer, (query_key_value, output, gate_up, down) in zip(self._layers, self._products, strict=True):
+            mixed = query_key_value(rms_norm(x, width, layer.input_norm, self._eps))
             mixed = mixed.view(count, rotated + self.key_value_heads, self.head_dim)
             turned = mixed[:, :rotated]
             turned = torch.addcmul(turned * cosines, turned.roll(half, 2), sines)
@@ -139,9 +198,9 @@ class Decoder:
                 is_causal=count > 1,
                 enable_gqa=self.heads != self.key_value_heads,
             )
-            x = x + layer.output(seen[0].transpose(0, 1).reshape(count, -1))
-            wide = layer.gate_up(rms_norm(x, width, layer.post_norm, self._eps))
-            x = x + layer.down(self._activation(wide[:, : self.wide]) * wide[:, self.wide :])
+            x = x + output(seen[0].transpose(0, 1).reshape(count, -1))
+            wide = gate_up(rms_norm(x, width, layer.post_norm, self._eps))
+            x = x + down(self._activation(wide[:, : self.wide]) * wide[:, self.wide :])
         self.position = end
         return self._head(rms_norm(x[-1:], width, self._norm, self._eps))[0]
 
@@ -158,28 +217,44 @@ class Decoder:
         return made
 
 
-def _joined(assembled: Assembled, names: Sequence[str]) -> Product:
-    """One product of several linears that read the same input."""
+def _linears(assembled: Assembled, names: Sequence[str]) -> list[Linear]:
+    """The stored matrices of linears that read the same input: one where they are stored alike."""
     shared = assembled.product(names[0])
     if shared is not None and shared.names == tuple(names):
-        return _product(shared.stored, shared.bias)
-    parts = [_product(*assembled.linear(name)) for name in names]
-    if len(parts) == 1:
-        return parts[0]
-    return lambda x: torch.cat([part(x) for part in parts], dim=-1)
+        return [(shared.stored, shared.bias)]
+    return [assembled.linear(name) for name in names]
 
 
-def _product(stored: Stored, bias: torch.Tensor | None) -> Product:
+def _multiply(linears: Sequence[Linear]) -> Multiply:
+    """Products of linears that read the same input, beside each other."""
+    parts = [_product(stored, bias) for stored, bias in linears]
+    return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)
+
+
+def _product(stored: Stored, bias: torch.Tensor | None) -> Multiply:
     """Product of a stored matrix without the dispatcher where a compiled kernel serves it."""
-    compiled = _compiled(stored)
-    if compiled is None:
+    from sparsehpc.formats.packed import Packed
+
+    kernel = _kernel(stored)
+    if kernel is None:
         return lambda x: stored.linear(x, bias)
-    if bias is None:
-        return compiled
-    return lambda x: compiled(x).add_(bias)
+    if isinstance(stored, Packed):
+        return kernel if bias is None else lambda x: kernel(x).add_(bias)
+    from sparsehpc.formats.kernels.ops import SMALL_TOKENS
+
+    # Many tokens at once are the library's strength, one token is the kernel's.
+    weight = stored.components()["values"]
+
+    def dense(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > SMALL_TOKENS:
+            return linear(x, weight, bias)
+        return kernel(x) if bias is None else kernel(x).add_(bias)
+
+    return dense
 
 
-def _compiled(stored: Stored) -> Product | None:
+def _kernel(stored: Stored) -> Product | None:
+    """The compiled product of a stored matrix, or None where there is none."""
     if kernels.isa() is None:
         return None
     from sparsehpc.formats.kernels import ops
@@ -191,6 +266,4 @@ def _compiled(stored: Stored) -> Product | None:
     if set(arrays) != {"values"} or stored.dtype not in ops.X_TYPES or not 0 < stored.shape[1] <= ops.MAX_COLUMNS:
         return None
     weight = arrays["values"]
-    dense = ops.Product(ops.dense(weight, weight), weight.shape[1])
-    # Many tokens at once are the library's strength, one token is the kernel's.
-    return lambda x: dense(x) if x.shape[0] <= ops.SMALL_TOKENS else linear(x, weight)
+    return ops.Product(ops.dense(weight, weight), weight.shape[1])

@@ -147,6 +147,99 @@ static int check(const sh_kernels *isa, const built *b, int x_type, int64_t toke
     return bad;
 }
 
+static float *random_floats(int64_t count, double scale) {
+    float *made = exact(count * 4);
+    for (int64_t i = 0; i < count; i++) made[i] = (float)(scale * (2 * uniform() - 1));
+    return made;
+}
+
+static int near(const char *isa, const char *what, const float *got, const double *want, int64_t count, double tolerance) {
+    for (int64_t i = 0; i < count; i++)
+        if (!(fabs((double)got[i] - want[i]) <= tolerance * (1 + fabs(want[i])))) {
+            fprintf(stderr, "%s %s: %.9g at %lld, not %.9g\n", isa, what, (double)got[i], (long long)i, want[i]);
+            return 1;
+        }
+    return 0;
+}
+
+/* Norm, activation, attention of `seen` positions: widths that fill no vector, scores far apart. */
+static int check_between(const sh_kernels *isa, int64_t width, int64_t seen) {
+    float *x = random_floats(width, 3), *weight = random_floats(width, 2), *gate = random_floats(width, 95);
+    float *keys = random_floats(seen * width, 9), *values = random_floats(seen * width, 1);
+    float *out = exact(width * 4), *scores = exact(seen * 4);
+    double *want = malloc((size_t)width * sizeof(double)), *p = malloc((size_t)seen * sizeof(double)), sum = 0, most = -1e30;
+    for (int64_t i = 0; i < width; i++) sum += (double)x[i] * x[i];
+    for (int64_t i = 0; i < width; i++) want[i] = x[i] / sqrt(sum / (double)width + 1e-5) * weight[i];
+    isa->normalise(x, weight, width, 1e-5f, out);
+    int bad = near(isa->name, "norm", out, want, width, 1e-5);
+    for (int64_t i = 0; i < width; i++) want[i] = gate[i] / (1 + exp(-(double)gate[i])) * x[i];
+    isa->gate_up(gate, x, width, out);
+    bad |= near(isa->name, "activation", out, want, width, 1e-6);
+    sum = 0;
+    for (int64_t t = 0; t < seen; t++) {
+        p[t] = 0;
+        for (int64_t i = 0; i < width; i++) p[t] += (double)x[i] * keys[t * width + i] / sqrt((double)width);
+        most = p[t] > most ? p[t] : most;
+    }
+    for (int64_t t = 0; t < seen; t++) sum += p[t] = exp(p[t] - most);
+    for (int64_t i = 0; i < width; i++) {
+        want[i] = 0;
+        for (int64_t t = 0; t < seen; t++) want[i] += p[t] / sum * values[t * width + i];
+    }
+    isa->attend(x, keys, values, seen, width, scores, out);
+    bad |= near(isa->name, "attention", out, want, width, 1e-4);
+    void *all[] = {x, weight, gate, keys, values, out, scores, want, p};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    return bad;
+}
+
+/* A whole token on arrays of exactly their size: threads must agree, and nothing is read or written beyond. */
+static int check_decoder(const sh_kernels *isa) {
+    enum { HIDDEN = 36, HEADS = 6, GROUPS = 3, WIDTH = 6, WIDE = 70, TOKENS = 5, WORDS = 50, LAYERS = 2, KINDS = 7 };
+    static const int64_t sizes[KINDS][2] = {{HEADS * WIDTH, HIDDEN}, {GROUPS * WIDTH, HIDDEN}, {GROUPS * WIDTH, HIDDEN},
+                                            {HIDDEN, HEADS * WIDTH}, {WIDE, HIDDEN}, {WIDE, HIDDEN}, {HIDDEN, WIDE}};
+    static const int layouts[] = {SH_DENSE, SH_BITMAP, SH_INDEX16};
+    built made[LAYERS * KINDS + 1];
+    sh_layer layers[LAYERS];
+    float *bias = random_floats(HIDDEN, 1), *norm = random_floats(HIDDEN, 1);
+    float *cosines = random_floats(TOKENS * WIDTH, 1), *sines = random_floats(TOKENS * WIDTH, 1);
+    float *embedded = random_floats(HIDDEN, 1), logits[2][TOKENS][WORDS];
+    memset(layers, 0, sizeof layers);
+    for (int n = 0; n < LAYERS; n++) {
+        sh_linear_part *parts[KINDS] = {layers[n].query_key_value, layers[n].query_key_value + 1,
+                                        layers[n].query_key_value + 2, &layers[n].output, layers[n].gate_up,
+                                        layers[n].gate_up + 1, &layers[n].down};
+        for (int k = 0; k < KINDS; k++) {
+            made[n * KINDS + k] = build(layouts[(n + k) % 3], SH_F32, sizes[k][0], sizes[k][1], 0.6);
+            parts[k]->matrix = made[n * KINDS + k].m;
+        }
+        layers[n].output.bias = bias;
+        layers[n].input_norm = layers[n].post_norm = norm;
+        layers[n].keys = exact(GROUPS * TOKENS * WIDTH * 4);
+        layers[n].values = exact(GROUPS * TOKENS * WIDTH * 4);
+    }
+    made[LAYERS * KINDS] = build(SH_DENSE, SH_F32, WORDS, HIDDEN, 1);
+    sh_decoder decoder = {.isa = isa, .layers = LAYERS, .hidden = HIDDEN, .heads = HEADS, .key_value_heads = GROUPS,
+                          .head_dim = WIDTH, .wide = WIDE, .max_tokens = TOKENS, .eps = 1e-5f, .norm = norm,
+                          .cosines = cosines, .sines = sines, .head = {.matrix = made[LAYERS * KINDS].m}, .layer = layers};
+    int bad = 0;
+    for (int threads = 1; threads <= 2; threads++)
+        for (int64_t position = 0; position < TOKENS; position++)
+            bad |= sh_decode(&decoder, embedded, position, logits[threads - 1][position], threads);
+    if (bad || memcmp(logits[0], logits[1], sizeof logits[0])) {
+        fprintf(stderr, "%s: one thread and two decode differently\n", isa->name);
+        bad = 1;
+    }
+    for (int i = 0; i <= LAYERS * KINDS; i++) release(made + i);
+    for (int n = 0; n < LAYERS; n++) {
+        free(layers[n].keys);
+        free(layers[n].values);
+    }
+    void *all[] = {bias, norm, cosines, sines, embedded};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    return bad;
+}
+
 int main(int argc, char **argv) {
     static const int64_t widths[] = {1, 7, 16, 33, 63, 64, 65, 100, 129, 1090};
     static const int64_t token_counts[] = {1, 2, 4, 5, 17, 66};
@@ -154,6 +247,9 @@ int main(int argc, char **argv) {
     int versions = sh_available(found, 8), checked = 0;
     for (int v = 0; v < versions; v++) {
         if (argc > 1 && strcmp(argv[1], found[v]->name)) continue;
+        for (int64_t width = 2; width < 80; width += 6)
+            if (check_between(found[v], width, 1 + width % 9)) return 1;
+        if (check_decoder(found[v])) return 1;
         for (int layout = SH_DENSE; layout <= SH_INDEX16; layout++)
             for (int type = SH_F32; type <= SH_Q4; type++) {
                 if (type >= SH_I8 && layout != SH_DENSE && layout != SH_BITMAP) continue;

@@ -9,6 +9,7 @@ from tiny_models import FAMILIES, LLAMA
 from sparsehpc.compress import Compression
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.spec import Pruning
+from sparsehpc.formats import kernels
 from sparsehpc.models.assemble import assemble
 from sparsehpc.models.decode import Decoder
 
@@ -59,6 +60,22 @@ def test_unfused_models_and_torch_kernels(tiny_snapshot, monkeypatch):
     assert Decoder(build(tiny_snapshot(LLAMA), "bitmap", fuse=False), 40).generate(PROMPT, 8) == want
     monkeypatch.setenv("SPARSEHPC_ISA", "torch")
     assert Decoder(build(tiny_snapshot(LLAMA), "bitmap"), 40).generate(PROMPT, 8) == want
+
+
+@pytest.mark.parametrize("isa", kernels.available())
+def test_one_call_a_token_on_every_instruction_set(isa, tiny_snapshot, monkeypatch):
+    monkeypatch.setenv("SPARSEHPC_ISA", isa)
+    model = build(tiny_snapshot(CONFIGS["qwen2"]), "auto")
+    decoder = Decoder(model, 40)
+    assert decoder.compiled
+    ids = [*PROMPT, *decoder.generate(PROMPT, 10)]
+    torch.testing.assert_close(decoder.feed(ids[-1:]), whole(model, ids)[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_has_no_kernel_goes_product_by_product(tiny_snapshot):
+    assert not Decoder(build(tiny_snapshot(LLAMA), "csr"), 20).compiled  # torch multiplies
+    assert not Decoder(build(tiny_snapshot(LLAMA), "bitmap", dtype="bfloat16"), 20).compiled
+    assert not Decoder(build(tiny_snapshot(LLAMA | {"hidden_act": "gelu"}), "bitmap"), 20).compiled
 
 
 def test_bfloat16(tiny_snapshot):

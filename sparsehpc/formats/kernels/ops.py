@@ -54,6 +54,13 @@ class Product:
         Width of the activations.
     isa
         Instruction set; None for the one in use.
+
+    Attributes
+    ----------
+    matrix
+        The matrix as the extension takes it: instruction set, layout, type, sizes, addresses.
+    rows
+        Width of what comes out.
     """
 
     def __init__(self, arrays: Arrays, columns: int, isa: str | None = None) -> None:
@@ -62,8 +69,8 @@ class Product:
         if module is None or name is None:
             raise RuntimeError("the compiled kernels are not available; see `sparsehpc doctor`")
         self._arrays, self._columns, self._module = arrays, columns, module
-        self._matrix = (kernels.available().index(name), *_matrix(arrays, columns))
-        self._rows = arrays.rows
+        self.matrix: tuple[int, ...] = (kernels.available().index(name), *_matrix(arrays, columns))
+        self.rows = arrays.rows
 
     def __reduce__(self) -> tuple[type[Product], tuple[Arrays, int]]:
         """A copy has the addresses of its own arrays."""
@@ -81,9 +88,9 @@ class Product:
         """
         x = x.contiguous()
         tokens = x.shape[0]
-        y = x.new_empty(tokens, self._rows)
+        y = x.new_empty(tokens, self.rows)
         self._module.linear(
-            *self._matrix, x.data_ptr(), X_TYPES[x.dtype], tokens, y.data_ptr(), torch.get_num_threads(), strategy
+            *self.matrix, x.data_ptr(), X_TYPES[x.dtype], tokens, y.data_ptr(), torch.get_num_threads(), strategy
         )
         return y
 

@@ -84,7 +84,9 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
 
 #include "template.h"
 
-const sh_kernels sh_avx2 = {"avx2", LANES, 0, small, lanes, tile};
+#include "token.h"
+
+const sh_kernels sh_avx2 = {"avx2", LANES, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

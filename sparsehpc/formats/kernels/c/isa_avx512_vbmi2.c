@@ -96,6 +96,8 @@ static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int
 
 #include "template.h"
 
+#include "token.h"
+
 /* ---- 4-bit codes ---------------------------------------------------------------------------------------------- */
 
 /* One row; `ends`: scale and minimum of its blocks in float32, whole words of them. */
@@ -279,7 +281,7 @@ static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int
     return 1;
 }
 
-const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile};
+const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -61,6 +61,12 @@ typedef struct {
     void (*small)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*lanes)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*tile)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
+    /* Between the products of one token; see token.h. */
+    void (*normalise)(const float *x, const float *weight, int64_t width, float eps, float *out);
+    void (*rotate)(const float *x, const float *cosines, const float *sines, int64_t width, float *out);
+    void (*attend)(const float *query, const float *keys, const float *values, int64_t seen, int64_t width,
+                   float *scores, float *out);
+    void (*gate_up)(const float *gate, const float *up, int64_t width, float *out);
 } sh_kernels;
 
 /* Widest group of tokens the lanes kernel takes at once, in vectors. */
@@ -92,6 +98,35 @@ static inline int64_t sh_group_vectors(int64_t remaining, int64_t vector_lanes) 
  * Returns 0, or -1 where memory for the prepared activations is refused. */
 int sh_linear(const sh_kernels *isa, const sh_matrix *matrix, const void *x, int x_type, int64_t tokens, void *y,
               int threads, int strategy);
+
+/* First row of part `part` of `parts` of about equal work; a multiple of the tile's rows. */
+int64_t sh_split(const sh_matrix *matrix, int part, int parts);
+
+/* Matrices that read the same input; no rows: none. The bias may be NULL. */
+typedef struct {
+    sh_matrix matrix;
+    const float *bias;
+} sh_linear_part;
+
+/* Rows of query, key and value (of gate and up) lie behind each other, in one matrix or in several. */
+typedef struct {
+    sh_linear_part query_key_value[3], output, gate_up[2], down;
+    const float *input_norm, *post_norm;
+    float *keys, *values; /* key_value_heads x max_tokens x head_dim, rotated already */
+} sh_layer;
+
+typedef struct {
+    const sh_kernels *isa;
+    int64_t layers, hidden, heads, key_value_heads, head_dim, wide, max_tokens;
+    float eps;
+    const float *norm, *cosines, *sines; /* max_tokens x head_dim; sines of the first half negated */
+    sh_linear_part head;
+    sh_layer *layer;
+} sh_decoder;
+
+/* Logits after one more token at `position` < max_tokens; embedded is its row of the embedding.
+ * Returns 0, or -1 where memory for the activations is refused. */
+int sh_decode(const sh_decoder *decoder, const float *embedded, int64_t position, float *logits, int threads);
 
 /* Which strategy SH_AUTO takes. */
 int sh_choose(const sh_kernels *isa, const sh_matrix *matrix, int x_type, int64_t tokens);

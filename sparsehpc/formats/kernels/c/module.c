@@ -4,6 +4,8 @@
 
 #include "kernels.h"
 
+#include <stdlib.h>
+
 enum { VERSIONS = 8 };
 
 static int numbers(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, int64_t *out) {
@@ -108,9 +110,105 @@ static PyObject *read_bytes(PyObject *self, PyObject *const *args, Py_ssize_t gi
     return PyLong_FromUnsignedLongLong(sum);
 }
 
+/* A matrix (13 numbers, see matrix_of) and the address of its bias; all zeros: none. */
+enum { PART_NUMBERS = 14, PARTS = 7, LAYER_NUMBERS = PARTS * PART_NUMBERS + 4, DECODER_NUMBERS = 10 + PART_NUMBERS };
+
+static int part_of(const int64_t *n, const sh_kernels **isa, sh_linear_part *part) {
+    static const uint64_t nothing[16];
+    if (!n[3]) {
+        *part = (sh_linear_part){.bias = NULL};
+        return 0;
+    }
+    const sh_kernels *found = matrix_of(n, &part->matrix);
+    if (!found) return -1;
+    if (*isa && found != *isa) {
+        PyErr_SetString(PyExc_ValueError, "matrices of two instruction sets");
+        return -1;
+    }
+    *isa = found;
+    if (!part->matrix.values) part->matrix.values = nothing;
+    if (!part->matrix.indices) part->matrix.indices = (const uint16_t *)nothing;
+    part->bias = address(n[13]);
+    return 0;
+}
+
+static const char decoder_name[] = "sparsehpc.decoder";
+
+static void free_decoder(PyObject *capsule) {
+    sh_decoder *decoder = PyCapsule_GetPointer(capsule, decoder_name);
+    free(decoder->layer);
+    free(decoder);
+}
+
+PyDoc_STRVAR(decoder_doc,
+             "decoder(numbers, eps): a Llama-like decoder from the address of its numbers, which are read once: layers, "
+             "hidden, heads, key_value_heads, head_dim, wide, max_tokens, norm, cosines, sines, head, then of every layer "
+             "7 matrices with biases (query or all three, key, value, output, gate or both, up, down), norms, keys, values");
+static PyObject *decoder(PyObject *self, PyObject *args) {
+    (void)self;
+    unsigned long long where;
+    double eps;
+    if (!PyArg_ParseTuple(args, "Kd", &where, &eps)) return NULL;
+    const int64_t *n = (const int64_t *)(uintptr_t)where;
+    for (int i = 0; i < 7; i++)
+        if (n[i] < 1 || n[i] > SH_MAX_COLUMNS * 16) return PyErr_Format(PyExc_ValueError, "sizes out of range");
+    if (n[2] % n[3] || n[4] % 2) return PyErr_Format(PyExc_ValueError, "heads that do not fit each other");
+    sh_decoder *made = malloc(sizeof *made);
+    sh_layer *layers = malloc((size_t)n[0] * sizeof *layers);
+    if (!made || !layers) {
+        free(made);
+        free(layers);
+        return PyErr_NoMemory();
+    }
+    *made = (sh_decoder){.layers = n[0], .hidden = n[1], .heads = n[2], .key_value_heads = n[3], .head_dim = n[4],
+                         .wide = n[5], .max_tokens = n[6], .eps = (float)eps, .norm = address(n[7]),
+                         .cosines = address(n[8]), .sines = address(n[9]), .layer = layers};
+    int failed = part_of(n + 10, &made->isa, &made->head);
+    n += DECODER_NUMBERS;
+    for (int64_t i = 0; !failed && i < made->layers; i++, n += LAYER_NUMBERS) {
+        sh_layer *layer = layers + i;
+        sh_linear_part *parts[PARTS] = {layer->query_key_value, layer->query_key_value + 1, layer->query_key_value + 2,
+                                        &layer->output, layer->gate_up, layer->gate_up + 1, &layer->down};
+        for (int p = 0; !failed && p < PARTS; p++) failed = part_of(n + p * PART_NUMBERS, &made->isa, parts[p]);
+        const int64_t *rest = n + PARTS * PART_NUMBERS;
+        layer->input_norm = address(rest[0]);
+        layer->post_norm = address(rest[1]);
+        layer->keys = (float *)(uintptr_t)rest[2];
+        layer->values = (float *)(uintptr_t)rest[3];
+    }
+    PyObject *capsule = failed ? NULL : PyCapsule_New(made, decoder_name, free_decoder);
+    if (!capsule) {
+        free(made);
+        free(layers);
+    }
+    return capsule;
+}
+
+PyDoc_STRVAR(decode_doc, "decode(decoder, embedded, position, logits, threads): logits after one more token");
+static PyObject *decode(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *capsule;
+    unsigned long long embedded, logits;
+    long long position;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OKLKi", &capsule, &embedded, &position, &logits, &threads)) return NULL;
+    const sh_decoder *made = PyCapsule_GetPointer(capsule, decoder_name);
+    if (!made) return NULL;
+    if (position < 0 || position >= made->max_tokens)
+        return PyErr_Format(PyExc_ValueError, "no room for a token at position %lld", position);
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = sh_decode(made, (const float *)(uintptr_t)embedded, position, (float *)(uintptr_t)logits, threads);
+    Py_END_ALLOW_THREADS
+    if (failed) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"isas", isas, METH_NOARGS, isas_doc},
     {"linear", (PyCFunction)(void (*)(void))linear, METH_FASTCALL, linear_doc},
+    {"decoder", decoder, METH_VARARGS, decoder_doc},
+    {"decode", decode, METH_VARARGS, decode_doc},
     {"read", (PyCFunction)(void (*)(void))read_bytes, METH_FASTCALL, read_doc},
     {NULL, NULL, 0, NULL},
 };

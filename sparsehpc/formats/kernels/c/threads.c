@@ -66,8 +66,7 @@ static int64_t work_before(const sh_matrix *m, int64_t r) {
     return (m->offsets ? m->offsets[r] : r * m->per_row) + r * words * 24;
 }
 
-/* First row of part `part` of `parts` of about equal work; a multiple of the tile's rows. */
-static int64_t split(const sh_matrix *m, int part, int parts) {
+int64_t sh_split(const sh_matrix *m, int part, int parts) {
     if (part == 0) return 0;
     if (part == parts) return m->rows;
     int64_t target = work_before(m, m->rows) / parts * part, low = 0, high = m->rows;
@@ -155,7 +154,7 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
                             .padded_columns = padded,
                             .y = out,
                             .scratch = scratch ? scratch + scratch_bytes * part : NULL};
-            int64_t first = split(m, part, parts), last = split(m, part + 1, parts);
+            int64_t first = sh_split(m, part, parts), last = sh_split(m, part + 1, parts);
             if (first < last) {
                 if (strategy == SH_SMALL) isa->small(m, &work, first, last);
                 else if (strategy == SH_LANES) isa->lanes(m, &work, first, last);
