@@ -20,6 +20,8 @@ FEWEST_POINTS = 6
 
 #: Places at which a break is looked for, between the first and the last interior sparsity.
 _PLACES = 121
+#: Residuals below this part of the largest value are rounding.
+_ROUNDING = 1e-12
 
 REACHED, BELOW_FIRST, NOT_REACHED, NO_DATA = "reached", "below the first grid step", "not reached", "no data"
 
@@ -126,7 +128,8 @@ def break_point(sparsity: Floats, value: Floats, drawn: Floats) -> Break:
         ]
     )
     best = two.argmin(axis=0)
-    tiny = 1e-300
+    # What rounding leaves of an exact fit is no reason to prefer either.
+    tiny = np.maximum(points * (_ROUNDING * np.abs(np.vstack([value, drawn])).max(axis=1)) ** 2, 1e-300)
     bic_one = points * np.log(np.maximum(one, tiny) / points) + 2 * math.log(points)
     bic_two = points * np.log(np.maximum(two.min(axis=0), tiny) / points) + 4 * math.log(points)
     prefers = bic_two < bic_one
