@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 import time
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from slurm.queue import Queue, Snapshot
 from slurm.resources import Resources
 from slurm.task import PAYLOAD
 from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.machine import file_system
 
 #: ``none``: never sent; ``queued`` and ``running``: on their way; ``ended``: whatever is to come of it has come;
 #: ``unclear``: nobody can say at the moment.
@@ -24,8 +26,8 @@ Stand = Literal["none", "queued", "running", "ended", "unclear"]
 
 #: A job that was accepted so recently may not show yet.
 _GRACE = datetime.timedelta(seconds=90)
-#: NFS caches what a folder holds for up to a minute.
-_SHOWING_S = 75.0
+#: These cache what a folder holds, NFS for up to a minute.
+_SHOW_LATE, _SHOWING_S = re.compile(r"nfs|cifs|smb|9p|afs|fuse"), 75.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,9 +66,10 @@ class Place:
         if self.state is None or self.state.state != "COMPLETED":
             return False
         try:
-            return time.time() - self.log(run).stat().st_mtime < _SHOWING_S
+            recent = time.time() - self.log(run).stat().st_mtime < _SHOWING_S
         except OSError:
             return False
+        return recent and bool(_SHOW_LATE.match(file_system(run.root)))
 
     def verdict(self, run: RunFolder) -> Verdict:
         """Why it ended without its product."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,18 @@ def gpu_clocks_mhz(uuid: str) -> dict[str, int]:
         return dict(zip(query, map(int, answer.stdout.split(",")), strict=True))
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system that holds a path (``ext4``, ``nfs4``, ``lustre``, ...); empty where it is not known."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    place, found = path.resolve(), (-1, "")
+    for line in lines:
+        mount, _, source = line.partition(" - ")
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split()[4]))
+        if place.is_relative_to(point) and len(point.parts) >= found[0]:  # of two at one place the later lies on top
+            found = (len(point.parts), source.split()[0])
+    return found[1]

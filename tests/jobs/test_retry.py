@@ -180,8 +180,9 @@ def test_a_failure_record_of_an_earlier_attempt_does_not_speak_for_the_last(
 
 
 def test_a_shard_that_a_network_file_system_does_not_show_yet_is_no_failure(
-    run_copy: Path, scheduler: dict[str, str | None]
+    run_copy: Path, scheduler: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("slurm.track.file_system", lambda path: "nfs4")
     run = RunFolder(run_copy)
     cell = planned_ids(run.plan)[0]
     run.cell(cell).row.unlink()
@@ -190,6 +191,11 @@ def test_a_shard_that_a_network_file_system_does_not_show_yet_is_no_failure(
     log = made.folder(run) / "1_0_0_log.err"
     log.write_text("sparsehpc task 1_0\n")
     assert find_fates(run, [cell], fresh=True)[0][cell].state == "unclear"
+    with monkeypatch.context() as patch:
+        patch.setattr("slurm.track.file_system", lambda path: "ext4")
+        assert find_fates(run, [cell], fresh=True)[0][cell].state == "failed", (
+            "a disk of this machine shows all at once"
+        )
     os.utime(log, (time.time() - 300, time.time() - 300))
     fate = find_fates(run, [cell], fresh=True)[0][cell]
     assert (fate.state, fate.cause, fate.reason) == ("failed", "LOST", "it ended well but its product is not there")
