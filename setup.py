@@ -12,6 +12,8 @@ HEADERS = ["avx512", "expand_table", "gather", "kernels", "nibbles", "template",
 FOLDER = "sparsehpc/formats/kernels/c"
 # Torch's own OpenMP library has the name libgomp.so.1: linked by that name and loaded after torch, it is shared.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+# Without threads the loops of token.h are still to become vectors.
+SIMD = OPENMP or ["-fopenmp-simd"]
 
 setup(
     ext_modules=[
@@ -19,8 +21,9 @@ setup(
             "sparsehpc.formats.kernels._kernels",
             sources=[f"{FOLDER}/{name}.c" for name in SOURCES],
             depends=[f"{FOLDER}/{name}.h" for name in HEADERS],
-            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-Wall", "-Wextra", *OPENMP],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-Wall", "-Wextra", *SIMD],
             extra_link_args=OPENMP,
+            libraries=["m"],  # sqrtf of what is negative
             optional=True,
         )
     ]
