@@ -8,6 +8,7 @@ than what the architecture asks for. Logits equal the assembled model's but for 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -56,6 +57,8 @@ def unsupported(model: Any) -> str | None:
         return f"the lean decoder serves {', '.join(FAMILIES)}, not {config.model_type}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "the lean decoder has no sliding window"
+    if (device := model.model.embed_tokens.weight.device.type) != "cpu":
+        return f"the lean decoder runs on the CPU, and the model is on {device}"
     return None
 
 
@@ -65,7 +68,7 @@ class Decoder:
     Parameters
     ----------
     model
-        A model of `sparsehpc.models.assemble.assemble` on the CPU.
+        A model of `sparsehpc.models.assemble.assemble` on the CPU; what is changed in it later is not followed.
     max_tokens
         Longest sequence, prompt included.
 
@@ -77,13 +80,15 @@ class Decoder:
     Raises
     ------
     UserError
-        The family is not served, or the model reads fewer tokens.
+        The family is not served, the model reads fewer tokens, or it turns them differently in a longer sequence.
     """
 
     def __init__(self, model: Any, max_tokens: int) -> None:
         if (reason := unsupported(model)) is not None:
             raise UserError(reason, "model.generate serves every family")
         assembled: Assembled = model.sparsehpc
+        if max_tokens < 1:
+            raise UserError(f"a sequence has room for at least one token, not {max_tokens}")
         if max_tokens > assembled.structure.max_positions:
             raise UserError(
                 f"{max_tokens} tokens are more than the {assembled.structure.max_positions} the model reads"
@@ -94,47 +99,71 @@ class Decoder:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.wide: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
-        self._activation: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[config.hidden_act]
+        self._activation_name: str = config.hidden_act
+        self._activation: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[self._activation_name]
         body = model.model
-        self._embedding: torch.Tensor = body.embed_tokens.weight.data
-        self._norm: torch.Tensor = body.norm.weight.data
-        head, _ = assembled.linear("lm_head.weight")
-        self._head = _multiply([(head, None)])
+        self._embedding: torch.Tensor = body.embed_tokens.weight.data.contiguous()
+        # A tied head is multiplied at this address.
+        self._address = self._embedding.data_ptr()
+        self._norm: torch.Tensor = self._own(body.norm.weight.data)
+        self._head: Stored = assembled.linear("lm_head.weight")[0]
+        self._logits = _multiply([(self._head, None)])
         with torch.inference_mode():
             positions = torch.arange(max_tokens)[None]
             cosines, sines = body.rotary_emb(self._embedding[:1, None], positions)
+            # Some rotary embeddings depend on the length of the sequence: one table cannot serve every length.
+            if not torch.equal(body.rotary_emb(self._embedding[:1, None], positions[:, :2])[0], cosines[:, :2]):
+                raise UserError(
+                    f"the model's rotary embedding changes on the way to {max_tokens} tokens "
+                    "(longrope: beyond original_max_position_embeddings)",
+                    "ask for fewer tokens; model.generate serves every length",
+                )
         half = self.head_dim // 2
         self._cosines: torch.Tensor = cosines[0].to(self._embedding.dtype).contiguous()
         # rotate_half(x) * sin is roll(x) * sin with the first half negated.
         self._sines: torch.Tensor = torch.cat([-sines[0][:, :half], sines[0][:, half:]], dim=1).to(self._cosines.dtype)
         self._layers = [self._layer(assembled, body.layers[n], n) for n in range(assembled.structure.layers)]
         self._products = [[_multiply(linears) for linears in layer[:4]] for layer in self._layers]
-        self._step = self._compiled_step(config.hidden_act, head)
+        self._step = self._compiled_step()
         self.compiled: bool = self._step is not None
 
     def _layer(self, assembled: Assembled, module: Any, number: int) -> _Layer:
         here = f"model.layers.{number}"
         room = (self.key_value_heads, self.max_tokens, self.head_dim)
         return _Layer(
-            _linears(assembled, [f"{here}.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]),
-            _linears(assembled, [f"{here}.self_attn.o_proj.weight"]),
-            _linears(assembled, [f"{here}.mlp.{name}_proj.weight" for name in ("gate", "up")]),
-            _linears(assembled, [f"{here}.mlp.down_proj.weight"]),
-            module.input_layernorm.weight.data,
-            module.post_attention_layernorm.weight.data,
+            self._linears(assembled, [f"{here}.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]),
+            self._linears(assembled, [f"{here}.self_attn.o_proj.weight"]),
+            self._linears(assembled, [f"{here}.mlp.{name}_proj.weight" for name in ("gate", "up")]),
+            self._linears(assembled, [f"{here}.mlp.down_proj.weight"]),
+            self._own(module.input_layernorm.weight.data),
+            self._own(module.post_attention_layernorm.weight.data),
             self._embedding.new_zeros(room),
             self._embedding.new_zeros(room),
         )
 
-    def _compiled_step(self, activation: str, head: Stored) -> TokenStep | None:
+    def _linears(self, assembled: Assembled, names: Sequence[str]) -> list[Linear]:
+        """The stored matrices of linears that read the same input: one where they are stored alike."""
+        shared = assembled.product(names[0])
+        if shared is not None and shared.names == tuple(names):
+            found = [(shared.stored, shared.bias)]
+        else:
+            found = [assembled.linear(name) for name in names]
+        return [(stored, None if bias is None else self._own(bias.data)) for stored, bias in found]
+
+    def _own(self, vector: torch.Tensor) -> torch.Tensor:
+        """A copy in the activations' dtype: modules may replace, share or convert their parameters."""
+        return vector.to(self._embedding.dtype, copy=True).contiguous()
+
+    def _compiled_step(self) -> TokenStep | None:
         """One call for a whole token, or None where something in the model has no kernel."""
-        if self._embedding.dtype != torch.float32 or activation != "silu":
+        if self._embedding.dtype != torch.float32 or self._activation_name != "silu":
             return None
         from sparsehpc.formats.kernels.token import Part, TokenLayer, TokenStep
 
         linears = [pair for layer in self._layers for group in layer[:4] for pair in group]
-        kernel = {id(stored): _kernel(stored) for stored, _ in [*linears, (head, None)]}
-        if any(product is None for product in kernel.values()):
+        kernel = {id(stored): _kernel(stored) for stored, _ in [*linears, (self._head, None)]}
+        # Packed matrices keep the instruction set of when they were made.
+        if None in kernel.values() or len({product.matrix[0] for product in kernel.values() if product}) > 1:
             return None
 
         def parts(group: list[Linear]) -> list[Part]:
@@ -160,7 +189,7 @@ class Decoder:
             wide=self.wide,
             eps=self._eps,
             norm=self._norm,
-            head=parts([(head, None)])[0],
+            head=parts([(self._head, None)])[0],
             cosines=self._cosines,
             sines=self._sines,
         )
@@ -176,10 +205,13 @@ class Decoder:
             raise ValueError("a prompt begins the sequence; after it one token at a time")
         if start + count > self.max_tokens:
             raise ValueError(f"the sequence has room for {self.max_tokens} tokens")
+        if self._embedding.data_ptr() != self._address:
+            raise RuntimeError("the model's embedding lies elsewhere now (share_memory?): make the decoder again")
         end = start + count
         if start and self._step is not None:
+            logits = self._step(self._embedding[ids[0]], start)
             self.position = end
-            return self._step(self._embedding[ids[0]], start)
+            return logits
         x = self._embedding[torch.tensor(ids)]
         cosines, sines = self._cosines[start:end, None], self._sines[start:end, None]
         rotated = self.heads + self.key_value_heads
@@ -202,7 +234,15 @@ class Decoder:
             wide = gate_up(rms_norm(x, width, layer.post_norm, self._eps))
             x = x + down(self._activation(wide[:, : self.wide]) * wide[:, self.wide :])
         self.position = end
-        return self._head(rms_norm(x[-1:], width, self._norm, self._eps))[0]
+        return self._logits(rms_norm(x[-1:], width, self._norm, self._eps))[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        """Another sequence that goes on from here, with keys and values of its own; the weights are shared."""
+        made = copy.copy(self)
+        made._layers = [layer._replace(keys=layer.keys.clone(), values=layer.values.clone()) for layer in self._layers]
+        made._step = made._compiled_step()
+        made.compiled = made._step is not None
+        return made
 
     def reset(self) -> None:
         """Begin another sequence in the same room."""
@@ -215,14 +255,6 @@ class Decoder:
         while len(made) < new_tokens:
             made.append(int(self.feed(made[-1:]).argmax()))
         return made
-
-
-def _linears(assembled: Assembled, names: Sequence[str]) -> list[Linear]:
-    """The stored matrices of linears that read the same input: one where they are stored alike."""
-    shared = assembled.product(names[0])
-    if shared is not None and shared.names == tuple(names):
-        return [(shared.stored, shared.bias)]
-    return [assembled.linear(name) for name in names]
 
 
 def _multiply(linears: Sequence[Linear]) -> Multiply:
