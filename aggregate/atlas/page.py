@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def pages(folder: Path, runs: Runs, figures: Collection[str] = ()) -> dict[str, 
         "shares": shares(runs),
         "seeds": seeds(runs),
         "cell": finder(runs),
+        "benchmark": benchmark_finder(folder / "benchmarks"),
         "number": number,
         "figures": set(figures),
     }
@@ -80,6 +82,23 @@ def pages(folder: Path, runs: Runs, figures: Collection[str] = ()) -> dict[str, 
         "index.md": _MADE.format(source=_TEMPLATE) + index,
         "claims.md": _MADE.format(source="claims.toml") + _CLAIMS + as_markdown(claims),
     }
+
+
+def benchmark_finder(folder: Path) -> Callable[..., Any]:
+    """Look a row of a committed benchmark up in a template: ``benchmark(file, sparsity=0.3, baseline="own dense")``."""
+
+    def find(name: str, **where: Any) -> Any:
+        path = folder / f"{name}.json"
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} cannot be read: {error}", f"sparsehpc bench SUITE --json {path}") from error
+        found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
+        if len(found) != 1:
+            raise UserError(f"{path} has {len(found)} rows with {where} instead of one")
+        return found[0]
+
+    return find
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------
@@ -166,7 +185,8 @@ def targets(methods: pd.DataFrame) -> str:
     dense = methods[methods["method"] == "none"].iloc[0]
     rows = []
     for row in records(kept):
-        zeros = (dense["params_nonzero"] - row["params_nonzero"]) / 1e6
+        # A pruned head that was tied becomes a copy of its own: more parameters, and zeros among them.
+        zeros = (row["params_total"] - row["params_nonzero"] - dense["params_total"] + dense["params_nonzero"]) / 1e6
         cost = row["log_perplexity_difference"]
         rows.append(
             (

@@ -112,6 +112,14 @@ def test_what_cannot_be_copied_or_rendered_is_said(methods, folder, tmp_path):
     (folder / "index.md.jinja").write_text('{{ cell("methods", method="none-such").perplexity }}')
     with pytest.raises(UserError, match="names 0 cells of methods"):
         render(folder)
+    (folder / "index.md.jinja").write_text('{{ benchmark("none") }}')
+    with pytest.raises(UserError, match="none.json cannot be read"):
+        render(folder)
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks" / "some.json").write_text('{"rows": [{"sparsity": 0.3}, {"sparsity": 0.3}]}')
+    (folder / "index.md.jinja").write_text('{{ benchmark("some", sparsity=0.3) }}')
+    with pytest.raises(UserError, match="2 rows"):
+        render(folder)
     (folder / "index.md.jinja").write_text("{{ no_such_table }}")
     with pytest.raises(UserError, match="no_such_table"):
         render(folder)
