@@ -12,9 +12,10 @@ from typing import Any
 from aggregate.diff import cell_name
 from aggregate.figures.data import SUBJECT_AXES, Record, axis_words, matching, missing, records, varying
 from aggregate.figures.style import MIB, number
+from aggregate.latency import beside
 from aggregate.private import scrub
 from aggregate.report.facts import mib, share, signed
-from aggregate.tables import read_table
+from aggregate.tables import read_latency, read_table
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.layout import RunFolder
 
@@ -185,7 +186,7 @@ def advise(run: RunFolder, limits: Limits, model: str | None = None) -> list[Adv
     UserError
         A model that the run does not hold.
     """
-    frame = read_table(run, "global").to_pandas()
+    frame = beside(read_table(run, "global").to_pandas(), read_latency(run))
     rows = frame[frame["convention"] != "study"]
     models = list(dict.fromkeys(rows["model"]))
     if model is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from aggregate import scan as scanning
 from aggregate.compact import compact_run
+from aggregate.latency import latency_table
 from aggregate.reduce import SHARDS_PER_TASK, reduce_shards
 from aggregate.scan import Coverage
 from aggregate.tables import build_tables, write_tables
@@ -45,13 +46,19 @@ def aggregate_run(
     if compact:
         compact_run(run)
     coverage = scanning.scan(run, packs=True)
-    positions = scanning.done_positions(coverage)
-    rows = [row for row in coverage.rows if row is not None]
-    reduced = reduce_shards(
-        run, positions, rows, shards_per_task=shards_per_task, scheduler=scheduler, packs=coverage.packs
-    )
-    coverage = coverage.with_damage(dict(reduced.damage))
-    write_tables(run, build_tables(coverage, reduced))
+    parts = {}
+    for kind in ("behaviour", "latency"):
+        part, places = coverage.of_kind(kind)
+        positions = scanning.done_positions(part)
+        rows = [row for row in part.rows if row is not None]
+        reduced = reduce_shards(
+            run, positions, rows, shards_per_task=shards_per_task, scheduler=scheduler, packs=coverage.packs
+        )
+        parts[kind] = part.with_damage(dict(reduced.damage)), reduced
+        coverage = coverage.with_damage({places[position]: why for position, why in reduced.damage.items()})
+    tables = build_tables(*parts["behaviour"])
+    timed = latency_table(*parts["latency"], tables["global"])
+    write_tables(run, tables | {"coverage": coverage.table()} | ({} if timed is None else {"latency": timed}))
     if figures:
         from aggregate.figures import draw_figures
 

@@ -162,14 +162,15 @@ def diff_runs(first: RunFolder, second: RunFolder) -> Comparison:
 def cell_name(row: Record) -> str:
     """Say in a few words what a cell is."""
     seed = "" if missing(row.get("calibration_seed")) else f" seed {row['calibration_seed']:.0f}"
+    timed = " latency" if row.get("kind") == "latency" else ""
     if row["method"] == "none":
-        return f"{scrub(row['model'])} {row['dtype']} {row['variant']}"
+        return f"{scrub(row['model'])} {row['dtype']} {row['variant']}{timed}"
     extra = [] if row["allocation"] == "default" else [f"allocation {row['allocation']}"]
     extra += (["refit"] if row["refit"] else []) + ([] if missing(row["true_sequential"]) else ["true sequential"])
     extra += [] if row["options"] == "{}" else [scrub(str(row["options"]))]
     return (
         f"{scrub(row['model'])} {row['dtype']} {' '.join([row['method'], row['pattern'], *extra])} "
-        f"{percent(row['sparsity_target'])} {row['variant']}{seed}"
+        f"{percent(row['sparsity_target'])} {row['variant']}{seed}{timed}"
     )
 
 

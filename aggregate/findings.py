@@ -25,8 +25,8 @@ _SHOWN = ["model", "dtype", "method", "pattern", "variant", "calibration_seed"]
 #: Figures whose seeds are summarised.
 _SEED_METRICS = ("top1_agreement", "kl", "nll", "bits_per_byte")
 
-#: Costs of a cell that a smaller loss is weighed against, where the tables have them.
-_COSTS = ("bytes_total", "decode_s_per_token")
+#: Costs of a cell that a smaller loss is weighed against; time has its own table (`aggregate.latency`).
+_COSTS = ("bytes_total",)
 
 _WHOLE = ("calibration_seed", "calibration_windows", "calibration_window_tokens")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aggregate.compact import Pack, load_packs
@@ -65,6 +66,20 @@ class Coverage:
     def complete(self) -> bool:
         """Whether every planned cell is done."""
         return all(state.state == "done" for state in self.states)
+
+    def of_kind(self, kind: str) -> tuple[Coverage, list[int]]:
+        """Cells that measure ``behaviour`` or ``latency``, and their positions in the whole plan."""
+        kinds = pc.fill_null(self.plan["kind"], "behaviour").to_pylist()
+        chosen = [position for position, one in enumerate(kinds) if one == kind]
+        return (
+            Coverage(
+                self.plan.take(pa.array(chosen, pa.int64())),
+                tuple(self.states[position] for position in chosen),
+                tuple(self.rows[position] for position in chosen),
+                self.packs,
+            ),
+            chosen,
+        )
 
     def with_damage(self, damage: dict[int, str]) -> Coverage:
         """Mark cells (by position in the plan) whose figures turned out to be damaged when they were read."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -42,7 +43,7 @@ SCOPE_OF = {
 #: Tables that answer a question with the others.
 ANSWERS = ("tipping", "seeds", "pareto")
 
-TABLES = (*SCOPE_OF, "coverage", "costs", *ANSWERS)
+TABLES = (*SCOPE_OF, "coverage", "costs", "latency", *ANSWERS)
 
 #: Keys that every table shows first.
 KEYS = ("model", "dtype", "method", "pattern", "sparsity_target", "variant", "calibration_seed")
@@ -113,7 +114,7 @@ _COUNTED = ("bytes", "weights", "flops", "tokens")
 
 def build_tables(coverage: Coverage, reduced: Reduced) -> dict[str, pa.Table]:
     """All summary tables of a run, rows in plan order."""
-    keys = coverage.plan.drop_columns(["spec", "order"])
+    keys = coverage.plan.drop_columns(["spec", "order", "kind"])
     windows = reduced.wide.get("window")
     bounds = interval_columns(windows, reduced.kinds, keys.num_rows)
     about = _about(coverage, windows)
@@ -162,6 +163,13 @@ def read_table(run: RunFolder, name: str) -> pa.Table:
         raise UserError(f"{run.root} has no table {name!r}", f"sparsehpc aggregate {run.root}") from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read: {error}", f"sparsehpc aggregate {run.root}") from error
+
+
+def read_latency(run: RunFolder) -> pd.DataFrame | None:
+    """The ``latency`` table, or None where the study times nothing."""
+    if not (run.tables / "latency.parquet").is_file():
+        return None
+    return pd.DataFrame(read_table(run, "latency").to_pandas())
 
 
 def _about(coverage: Coverage, windows: pa.Table | None) -> pa.Table:

@@ -24,7 +24,7 @@ from jobs.folder import refuse_links
 from jobs.inputs import Inputs, load_inputs
 from jobs.pack import by_walk
 from jobs.plan_file import read_plan
-from jobs.threads import set_after_imports, set_before_imports, usable_cores
+from jobs.threads import pinned, set_after_imports, set_before_imports, usable_cores
 from sparsehpc.core.errors import SparseHPCError, UserError
 from sparsehpc.core.layout import RunFolder, check_cell_id
 from sparsehpc.core.shards import shard_state, write_failure, write_shard
@@ -116,8 +116,10 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
     failures: list[str] = []
     if not cells:
         return counts
-    threads = usable_cores(max(inputs.resource(cell.resource).cpus for cell in cells))
-    set_before_imports(threads)
+    timed = [cell.latency for cell in cells if cell.latency is not None]
+    asked = max(latency.threads for latency in timed) if timed else 0
+    threads = usable_cores(asked or max(inputs.resource(cell.resource).cpus for cell in cells))
+    set_before_imports(threads, pinned=bool(timed))
     for cell in cells:
         # A record of an earlier attempt would speak for this one, should this process be killed.
         run.cell(cell.cell_id).failure.unlink(missing_ok=True)
@@ -143,12 +145,19 @@ def _compute(
 ) -> None:
     """Run the pipeline for cells that share a walk."""
     cell = cells[0]
-    evaluation = inputs.evaluation(run, cell)
     calibrations: dict[Calibration, TokenWindows] = {
         draw: inputs.calibration(run, cell, draw) for draw in {c.pruning.calibration for c in cells} if draw is not None
     }
     prompts = inputs.prompts(run, cell)
     snapshot = inputs.snapshot(cell)
+    if cell.latency is not None:
+        with pinned(threads) as cores:  # before torch starts its threads, so that each stays on one of these
+            from sparsehpc.latency.cells import time_cells
+
+            set_after_imports(threads)
+            time_cells(cells, snapshot, calibrations, prompts, cores, progress=progress, finished=writer)
+        return
+    evaluation = inputs.evaluation(run, cell)
     resource = inputs.resource(cell.resource)
 
     from sparsehpc.pipeline import run_cells

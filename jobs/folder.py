@@ -58,8 +58,9 @@ def refuse_links(run: RunFolder) -> None:
 def open_run(folder: Path, study: Study, cells: Sequence[Cell]) -> RunFolder:
     """Make a run folder for a plan, or open the one that was made for the same plan.
 
-    Resources may change between two openings (they do not decide results); study and plan are then written anew. So
-    they are where the run never began, because its texts or models could not be read: the study may then be repaired.
+    Resources may change between two openings (they do not decide results), and timings may be added or changed; study
+    and plan are then written anew. So they are where the run never began, because its texts or models could not be
+    read: the study may then be repaired.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def _check_place(folder: Path) -> None:
 
 
 def _same_study(run: RunFolder, study: Study, cells: Sequence[Cell]) -> None:
-    there, here = planned_ids(run.plan), [cell.cell_id for cell in cells]
+    there = planned_ids(run.plan, behaviour_only=True)
+    here = [cell.cell_id for cell in cells if cell.latency is None]
     if there == here:
         return
     differences = list(_differences(_stored_study(run), tomllib.loads(study.text)))

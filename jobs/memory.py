@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.plan import Plan
-from sparsehpc.core.spec import Cell
+from sparsehpc.core.spec import DTYPE_BYTES, Cell
 from sparsehpc.models.memory import WalkMemory, kept_tracks
 from sparsehpc.models.snapshot import structure_of
 from sparsehpc.models.structure import Structure
@@ -15,6 +15,10 @@ from sparsehpc.pruning.base import METHODS
 GIB = 1 << 30
 #: Part of a job's memory that hidden states and weights may fill; see `jobs.cell.MEMORY_SHARE`.
 _SHARE = 0.6
+#: A job that times decoding holds the dense model, the pruned weights and one variant, stacks fused weights, and reads
+#: as many bytes for comparison: copies of the model, and what the process takes besides.
+_WHOLE_MODELS = 5
+_PROCESS_BYTES = 400 << 20
 
 
 def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) -> WalkMemory:
@@ -53,10 +57,11 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
 
 
 def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
-    """Peak of a job that walks one model for all its cells, by resource class, model and dtype, in GiB."""
+    """Peak of a job that walks one model for all its cells, or times them, by class, model and dtype, in GiB."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
-        groups.setdefault((cell.resource, cell.model, cell.dtype), []).append(cell)
+        if cell.latency is None:
+            groups.setdefault((cell.resource, cell.model, cell.dtype), []).append(cell)
     structures: dict[tuple[str, str | None], Structure] = {}
     found = {}
     for key, cells in groups.items():
@@ -66,4 +71,7 @@ def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
                 structures[model] = structure_of(*model)
         asked = plan.study.resources[key[0]].memory_gib
         found[key] = walk_memory(cells, structures[model], asked).peak_bytes / GIB
+        if plan.study.latency is not None and cells[0].device == "cpu":
+            whole = _WHOLE_MODELS * structures[model].params_total * DTYPE_BYTES[key[2]] + _PROCESS_BYTES
+            found[key] = max(found[key], whole / GIB)
     return found

@@ -19,12 +19,15 @@ def packs(cells: Sequence[Cell], size: int) -> list[tuple[Cell, ...]]:
     """Jobs of at most ``size`` cells that share a pass over the model.
 
     Cells of one combination stay together, since they share the pruning; only a combination with more cells than
-    ``size`` is split. Order is kept.
+    ``size`` is split. Order is kept. Cells that are timed stay together whatever their number: their figures compare.
     """
     if size < 1:
         raise ValueError(f"jobs of {size} cells")
     jobs: list[tuple[Cell, ...]] = []
     for group in by_walk(cells):
+        if group[0].latency is not None:
+            jobs.append(group)
+            continue
         job: list[Cell] = []
         for combination in combinations(group):
             for start in range(0, len(combination), size):

@@ -1,7 +1,8 @@
 """From a study to its cells: ordered, none twice, and what cannot be is listed with the reason.
 
 Order: models as written; of each the dense cell first, then one combination (`Pruning`) after the other with its
-variants side by side, so that neighbours share as much work as possible.
+variants side by side, so that neighbours share as much work as possible. Where a study times decoding, every cell comes
+a second time in the same order, after all cells that measure behaviour.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -93,10 +94,27 @@ def make_plan(study: Study) -> Plan:
             f"nothing is left to prune: {entry.method} {entry.pattern} of {entry.model}: {entry.reason}"
             for entry in dropped
         ]
+    cells += _timed(study, cells, dropped)
     if problems:
         raise UserErrors(f"study file {study.path}", problems)
     counted = tuple(dataclasses.replace(entry, cells=count) for entry, count in dropped.items())
     return Plan(study=study, cells=tuple(cells), dropped=counted)
+
+
+def _timed(study: Study, cells: Sequence[Cell], dropped: Counter[Dropped]) -> Iterator[Cell]:
+    """Cells again, to be timed: of several calibration seeds the first, since zeros elsewhere take no other time."""
+    if study.latency is None:
+        return
+    seen: set[tuple[object, ...]] = set()
+    for cell in list(cells):
+        p = cell.pruning
+        drawn = None if p.calibration is None else dataclasses.replace(p.calibration, seed=0)
+        alike = (cell.walk_key, cell.variant, dataclasses.replace(p, calibration=drawn))
+        if cell.device != "cpu":
+            dropped[Dropped(cell.model, p.method, p.pattern, cell.variant, "decoding is timed on CPUs only", 0)] += 1
+        elif alike not in seen:
+            seen.add(alike)
+            yield dataclasses.replace(cell, latency=study.latency.of(study.resources[cell.resource].cpus))
 
 
 class _Planner:
@@ -263,6 +281,12 @@ def _unsuitable(study: Study, model: ModelTable, structure: Structure, place: st
                 f"{key}.window_tokens is {table.window_tokens}; legal: at most {structure.max_positions}, "
                 f"which is what {place} {model.id} reads"
             )
+    latency = study.latency
+    if latency is not None and latency.prompt_tokens + latency.new_tokens > structure.max_positions:
+        found.append(
+            f"latency.prompt_tokens and new_tokens are {latency.prompt_tokens} and {latency.new_tokens}; legal: "
+            f"together at most {structure.max_positions}, which is what {place} {model.id} reads"
+        )
     return found
 
 

@@ -76,9 +76,12 @@ def find_cell(path: Path, beginning: str) -> Cell:
     return read_plan(path, found)[0]
 
 
-def planned_ids(path: Path) -> list[str]:
-    """Ids of a plan in their order."""
-    ids: list[str] = _read(path, ["cell_id"], None)["cell_id"].to_pylist()
+def planned_ids(path: Path, *, behaviour_only: bool = False) -> list[str]:
+    """Ids of a plan in their order; with ``behaviour_only`` without the cells that are timed."""
+    table = _read(path, ["cell_id", "kind"] if behaviour_only else ["cell_id"], None)
+    if "kind" in table.column_names:  # older plans have no such column, and no cell that is timed
+        table = table.filter(pc.not_equal(pc.fill_null(table["kind"], "behaviour"), "latency"))
+    ids: list[str] = table["cell_id"].to_pylist()
     return ids
 
 
@@ -106,5 +109,7 @@ def _read(path: Path, columns: list[str], cell_ids: list[str] | None) -> pa.Tabl
 
 
 def _table(cells: Iterable[Cell], start: int) -> pa.Table:
-    rows = [{"order": start + n, **key_row(cell), "spec": cell.to_json()} for n, cell in enumerate(cells)]
+    rows = [
+        {"order": start + n, **key_row(cell), "kind": cell.kind, "spec": cell.to_json()} for n, cell in enumerate(cells)
+    ]
     return pa.Table.from_pylist(rows, schema=schema.PLAN)

@@ -62,10 +62,10 @@ class Prices:
 
     def estimate(self, cell: Cell) -> Estimate:
         """Estimate one cell."""
-        axes = (cell.model, cell.dtype, cell.resource, cell.variant, cell.evaluation)
+        axes = (cell.model, cell.dtype, cell.resource, cell.variant, cell.evaluation, cell.latency)
         key = (*axes, cell.pruning.method, cell.pruning.calibration, cell.pruning.true_sequential)
         if key not in self._known:
-            evaluation, calibration = cell.evaluation, cell.pruning.calibration
+            evaluation, calibration, latency = cell.evaluation, cell.pruning.calibration, cell.latency
             self._known[key] = self.model.estimate(
                 Work(
                     model=cell.model,
@@ -79,6 +79,8 @@ class Prices:
                     calibration_tokens=calibration.windows * calibration.window_tokens if calibration else 0,
                     # Through the unpruned layer, once for each group of linears where told so, and the pruned one.
                     calibration_passes=_GROUPS + 1 if cell.pruning.true_sequential else 2,
+                    # Dense and stored weights in turns, once more than is counted.
+                    decoded_tokens=2 * (latency.repeats + 1) * latency.new_tokens if latency else 0,
                 )
             )
         return self._known[key]
@@ -90,10 +92,14 @@ class Prices:
     def packs(self, cells: Sequence[Cell], target_s: float, most: int) -> list[tuple[Cell, ...]]:
         """Jobs of about ``target_s`` seconds and at most ``most`` cells; order is kept.
 
-        Cells of one combination stay together as long as they fit: they share the pruning.
+        Cells of one combination stay together as long as they fit: they share the pruning. Those that are timed make
+        one job a model.
         """
         jobs: list[tuple[Cell, ...]] = []
         for group in by_walk(cells):
+            if group[0].latency is not None:
+                jobs.append(group)
+                continue
             walk_s = STARTUP_S + self.estimate(group[0]).walk_s
             job: list[Cell] = []
             spent = walk_s

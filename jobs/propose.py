@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,12 +47,15 @@ class Array:
         Estimated minutes of all tasks together.
     exclude
         Nodes to leave out.
+    node_cpus
+        Cores of a node, 0 where the profile does not say.
     """
 
     resources: Resources
     tasks: tuple[tuple[Cell, ...], ...]
     minutes: float
     exclude: str = ""
+    node_cpus: int = 0
 
     @property
     def cells(self) -> int:
@@ -59,9 +63,15 @@ class Array:
         return sum(map(len, self.tasks))
 
     def hours(self, unit: str = "cpus", *, asked: bool = False) -> float:
-        """Hours of cores (``cpus``) or GPUs (``gpus``): estimated, or the most that the wall times allow."""
+        """Hours of cores (``cpus``) or GPUs (``gpus``): estimated, or the most that the wall times allow.
+
+        A job that has a node to itself pays for all its cores.
+        """
         minutes = len(self.tasks) * self.resources.minutes if asked else self.minutes
-        return float(getattr(self.resources, unit)) * minutes / 60
+        units = getattr(self.resources, unit)
+        if self.resources.exclusive and unit == "cpus":
+            units = max(units, self.node_cpus)
+        return float(units) * minutes / 60
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ def propose(
     limits, slots = room(profile) if ask_cluster else (ClusterLimits(), None)
     prices = load_prices(study, run)
     arrays, later = make_arrays(waiting, study.resources, profile, limits, slots, prices, pack=pack)
+    problems += price_warnings(arrays, profile)
     open_ids = {cell.cell_id for cell in unfinished}
     return Proposal(
         run=run,
@@ -184,16 +195,24 @@ def make_arrays(
     """Cells in jobs, jobs in arrays, and how many cells have to wait until there is room in the queue."""
     arrays: list[Array] = []
     later = 0
-    for name in dict.fromkeys(cell.resource for cell in cells):
+    for name, timed in dict.fromkeys((cell.resource, cell.latency is not None) for cell in cells):
         resources = asked_for(classes[name], profile)
-        own = [cell for cell in cells if cell.resource == name]
+        own = [cell for cell in cells if cell.resource == name and (cell.latency is not None) == timed]
+        if timed:
+            resources = for_timing(resources, own, prices, profile)
         target_s = 60 * min(profile.limits.minutes_per_job, resources.minutes / HEADROOM)
         jobs = prices.packs(own, float("inf") if pack else target_s, pack or CELLS_A_JOB)
         now = jobs if slots is None else jobs[:slots]
         slots = None if slots is None else slots - len(now)
         later += sum(map(len, jobs[len(now) :]))
         arrays += [
-            Array(resources, tuple(part), sum(map(prices.seconds, part)) / 60, exclude)
+            Array(
+                resources,
+                tuple(part),
+                sum(map(prices.seconds, part)) / 60,
+                exclude,
+                profile.job_for(resources).node_cpus,
+            )
             for part in split(now, array_tasks(profile.limits, limits))
         ]
     return arrays, later
@@ -206,11 +225,28 @@ def asked_for(resources: Resources, profile: Profile) -> Resources:
     return dataclasses.replace(resources, minutes=min(minutes, limits.max_minutes) if limits.max_minutes else minutes)
 
 
+def for_timing(resources: Resources, cells: Sequence[Cell], prices: Prices, profile: Profile) -> Resources:
+    """What jobs that time decoding ask for: a node to themselves, and time for all cells of a model in one job."""
+    longest = max(map(prices.seconds, prices.packs(cells, float("inf"), CELLS_A_JOB)), default=0.0)
+    minutes = max(resources.minutes, math.ceil(HEADROOM * longest / 60))
+    return asked_for(dataclasses.replace(resources, minutes=minutes, exclusive=True), profile)
+
+
+def price_warnings(arrays: Sequence[Array], profile: Profile) -> tuple[str, ...]:
+    """What a reader of the price has to know: whole nodes are paid for, and nobody said what a node has."""
+    unknown = dict.fromkeys(a.resources.name for a in arrays if a.resources.exclusive and not a.node_cpus)
+    return tuple(
+        f"jobs of class {name} have a node to themselves, and profile {profile.name} does not say how many cores a "
+        f"node has: only those that are asked for are priced (node_cpus of [job] or [class.{name}])"
+        for name in unknown
+    )
+
+
 def class_totals(arrays: Sequence[Array]) -> list[tuple[object, ...]]:
     """One row per resource class: arrays, jobs, cells, memory, estimated and asked core-hours, GPU-hours."""
     rows: list[tuple[object, ...]] = []
-    for name in dict.fromkeys(array.resources.name for array in arrays):
-        own = [array for array in arrays if array.resources.name == name]
+    for name, exclusive in dict.fromkeys((array.resources.name, array.resources.exclusive) for array in arrays):
+        own = [array for array in arrays if (array.resources.name, array.resources.exclusive) == (name, exclusive)]
         first = own[0].resources
         hours = (
             sum(a.hours() for a in own),
@@ -220,7 +256,8 @@ def class_totals(arrays: Sequence[Array]) -> list[tuple[object, ...]]:
         )
         jobs, cells = sum(len(array.tasks) for array in own), sum(array.cells for array in own)
         asks = (f"{first.memory_gib:g}", first.minutes)
-        rows.append((name, len(own), jobs, cells, *asks, *(f"{value:.2f}" for value in hours)))
+        title = f"{name}, whole node" if exclusive else name
+        rows.append((title, len(own), jobs, cells, *asks, *(f"{value:.2f}" for value in hours)))
     return rows
 
 

@@ -98,11 +98,14 @@ def run_study(
     with Reporter(len(plan.cells), len(plan.cells) - len(unfinished), quiet=quiet) as reporter:
         if unfinished:
             inputs = fix_inputs(run, study, plan.cells)
-            jobs = packs(unfinished, cells_a_job)
+            jobs = packs([cell for cell in unfinished if cell.latency is None], cells_a_job)
+            timings = packs([cell for cell in unfinished if cell.latency is not None], cells_a_job)
             if executor == "debug":
-                run_in_process(run, inputs, jobs, reporter)
+                run_in_process(run, inputs, [*jobs, *timings], reporter)
             else:
                 run_in_processes(run, inputs, jobs, reporter, side_by_side)
+                # Nothing of ours runs beside a timing.
+                run_in_processes(run, inputs, timings, reporter)
         if summary and (unfinished or not (run.report / "index.html").exists()):
             reporter.stage("tables, figures and report")
             summarise(run)

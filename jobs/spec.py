@@ -19,7 +19,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from slurm.resources import Resources
 from sparsehpc.core.errors import unknown
-from sparsehpc.core.spec import DEFAULT_TARGETS, DTYPES, Calibration, Scalar, Windows
+from sparsehpc.core.spec import DEFAULT_TARGETS, DTYPES, Calibration, Latency, Scalar, Windows
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.pruning.base import METHODS
 from sparsehpc.pruning.patterns import PATTERNS
@@ -227,6 +227,27 @@ class CalibrationTable:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyTable:
+    """``[latency]``: time decoding of every cell as well; without this table nothing is timed."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+
+    prompt_tokens: Count = 16
+    new_tokens: Count = 32
+    repeats: Annotated[int, Field(strict=True, ge=2, le=1000)] = 7
+    threads: Annotated[int, Field(strict=True, ge=1, le=4096)] | None = None
+
+    def of(self, cpus: int) -> Latency:
+        """The same as part of a cell, whose job has so many cores."""
+        return Latency(
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+            repeats=self.repeats,
+            threads=self.threads or cpus,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """A whole study file, checked.
 
@@ -246,6 +267,7 @@ class Study:
     evaluation: EvaluationTable
     calibration: CalibrationTable | None
     resources: Mapping[str, Resources]
+    latency: LatencyTable | None = None
 
     @property
     def name(self) -> str:

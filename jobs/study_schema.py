@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from jobs.spec import CalibrationTable, EvaluationTable, GridTable, ModelTable, StudyTable
-from slurm.resources import LIMITS
+from jobs.spec import CalibrationTable, EvaluationTable, GridTable, LatencyTable, ModelTable, StudyTable
+from slurm.resources import FLAGS, LIMITS
 from sparsehpc.pruning.base import METHODS
 
 
@@ -31,7 +31,7 @@ def study_schema() -> dict[str, Any]:
             }
             for key, most in LIMITS.items()
         }
-        | {"checkpoint_layers": {"type": "boolean"}},
+        | {name: {"type": "boolean"} for name in FLAGS},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -45,6 +45,7 @@ def study_schema() -> dict[str, Any]:
             "grid": {"anyOf": [grid, {"type": "array", "minItems": 1, "items": grid}]},
             "evaluation": _table(EvaluationTable),
             "calibration": _table(CalibrationTable),
+            "latency": _table(LatencyTable),
             "resources": {"type": "object", "minProperties": 1, "additionalProperties": resources},
         },
     }

@@ -15,6 +15,7 @@ from jobs.spec import (
     CalibrationTable,
     EvaluationTable,
     GridTable,
+    LatencyTable,
     ModelTable,
     Study,
     StudyTable,
@@ -29,7 +30,7 @@ from sparsehpc.models.target import resolve
 from sparsehpc.pruning.base import METHODS, canonical_options
 
 #: Tables of a study file, in the order the template writes them.
-TABLES = ("study", "models", "grid", "evaluation", "calibration", "resources")
+TABLES = ("study", "models", "grid", "evaluation", "calibration", "latency", "resources")
 
 T = TypeVar("T")
 
@@ -50,9 +51,11 @@ class Reader:
         grids = self.grids(data)
         evaluation = self.table(EvaluationTable, data, "evaluation")
         calibration = self.table(CalibrationTable, data, "calibration") if "calibration" in data else None
+        latency = self.table(LatencyTable, data, "latency") if "latency" in data else None
         resources = self.resources(data.get("resources", {"cpu": {}}))
         models = self.resolved(models, path.parent)
         self._across(models, grids, calibration, data)
+        self._threads(models, latency, resources)
         if head is None or evaluation is None or self.problems:
             return None
         return Study(
@@ -64,6 +67,7 @@ class Reader:
             evaluation=evaluation,
             calibration=calibration,
             resources=resources,
+            latency=latency,
         )
 
     def table(self, kind: type[T], data: Mapping[str, Any], key: str) -> T | None:
@@ -203,6 +207,16 @@ class Reader:
                     f"{place}.methods: {', '.join(learning)} learns from text; add a [calibration] table "
                     f"(it needs {_required(CalibrationTable)})"
                 )
+
+    def _threads(
+        self, models: Mapping[str, ModelTable], latency: LatencyTable | None, classes: Mapping[str, Resources]
+    ) -> None:
+        """Timings have a core for every thread."""
+        asked = 0 if latency is None or latency.threads is None else latency.threads
+        for name in dict.fromkeys(model.resource for model in models.values()):
+            if name in classes and asked > classes[name].cpus and classes[name].device == "cpu":
+                cpus = classes[name].cpus
+                self.problems.append(f"latency.threads is {asked}; legal: at most {cpus}, the cpus of resources.{name}")
 
 
 def _keys(kind: type[Any]) -> list[str]:

@@ -48,6 +48,11 @@ window_tokens = 512
 # window_tokens = 512
 # seeds = [0]               # each seed draws other windows, and gives cells of its own
 
+# [latency]                 # time decoding too, against the same model on our own dense kernels
+# prompt_tokens = 16
+# new_tokens = 32
+# repeats = 7
+
 [resources.cpu]             # what one job asks for
 cpus = 2
 memory_gib = 8

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 #: Read once, when the libraries load: set before torch and numpy are imported.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -13,10 +16,12 @@ def usable_cores(asked: int) -> int:
     return max(1, min(len(os.sched_getaffinity(0)), asked))
 
 
-def set_before_imports(threads: int) -> None:
-    """Set the environment that libraries read when they load."""
+def set_before_imports(threads: int, *, pinned: bool = False) -> None:
+    """Set the environment that libraries read when they load; ``pinned``: every thread keeps a core of its own."""
     for variable in VARIABLES:
         os.environ[variable] = str(threads)
+    if pinned:
+        os.environ |= {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
     # RAYON is the pool of the tokenizers library, which warns about forks when it is not told.
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -29,3 +34,33 @@ def set_after_imports(threads: int) -> None:
 
     torch.set_num_threads(threads)
     threadpoolctl.threadpool_limits(threads)
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[tuple[int, ...]]:
+    """Keep this process on so many logical processors, of different cores where there are enough; gives their numbers.
+
+    Threads that were started before stay where they are.
+    """
+    before = os.sched_getaffinity(0)
+    by_core: dict[str, list[int]] = {}
+    for processor in sorted(before):
+        by_core.setdefault(_core(processor), []).append(processor)
+    ordered = sorted(
+        ((rank, processor) for core in by_core.values() for rank, processor in enumerate(core)),
+    )
+    chosen = tuple(sorted(processor for _, processor in ordered[:threads]))
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _core(processor: int) -> str:
+    """Name of the core that a logical processor is one thread of; its own where the machine does not say."""
+    try:
+        topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology")
+        return (topology / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(processor)

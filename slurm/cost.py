@@ -19,6 +19,10 @@ _DENSE_LIKE = frozenset({"dense", "masked"})
 _SELECT_S = 2e-8
 _SOLVE_S = 2e-6
 _CALIBRATED_S = 5e-8
+#: Decoding: bytes of weights a second from memory, what every token costs besides, storing and checking a weight.
+_STREAM_BYTES_PER_S = 5e9
+_TOKEN_S = 0.01
+_STORE_S = 5e-8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Work:
         Tokens that go through the model.
     calibration_passes
         How often the calibration tokens do.
+    decoded_tokens
+        Tokens that are decoded one by one, where the cell is timed; it evaluates no text then.
     """
 
     model: str
@@ -49,6 +55,7 @@ class Work:
     evaluation_tokens: int
     calibration_tokens: int
     calibration_passes: int = 2
+    decoded_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class CostModel:
     def estimate(self, work: Work) -> Estimate:
         """Estimate one cell."""
         guess = _by_size(work)
+        if work.decoded_tokens:
+            return _timing(work, guess)
         base = (work.model, work.dtype, work.device)
         walk, cell = self._walk.get(base), self._cell.get((*base, work.variant))
         prune = self._prune.get((*base, work.method))
@@ -144,6 +153,18 @@ def _by_size(work: Work) -> Estimate:
     cell_s = 0.0 if work.variant == "dense" else dense_s * (1.0 if work.variant in _DENSE_LIKE else _SLOWER_FORMAT)
     # Reading four bytes a parameter at a modest 100 MB/s of a shared file system.
     return Estimate(walk_s=weights * 4 / 1e8 + dense_s, prune_s=prune_s, cell_s=cell_s, measured=False)
+
+
+def _timing(work: Work, guess: Estimate) -> Estimate:
+    """A timed cell: the weights are stored, checked, and read once a token; pruning as for any cell."""
+    weights_bytes = 4.0 * work.parameters
+    token_s = weights_bytes / _STREAM_BYTES_PER_S + _TOKEN_S
+    return Estimate(
+        walk_s=weights_bytes / 1e8,
+        prune_s=guess.prune_s,
+        cell_s=work.parameters * _STORE_S + work.decoded_tokens * token_s,
+        measured=False,
+    )
 
 
 def _upper(values: list[float]) -> float:

@@ -169,6 +169,8 @@ def profile_text(cluster: Cluster, today: str) -> str:
     lines += ["", "[job]", *_account_lines(cluster), 'setup = []                  # e.g. ["module load python/3.12"]']
     lines += ['# python = "python"         # default: the interpreter that submits', "", "[class.cpu]"]
     lines.append(f'partition = "{cpu.name}"' if cpu else "# no partition without GPUs was found")
+    if cpu is not None:
+        lines.append(f"node_cpus = {cpu.cpus}              # prices jobs that have a node to themselves")
     if gpu is not None:
         kinds = [kind for kind in gpu.gpu_types if kind]
         lines += ["", "[class.gpu]", f'partition = "{gpu.name}"', 'gpus_by = "gres"            # or "gpus-per-node"']

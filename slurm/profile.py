@@ -18,7 +18,7 @@ from slurm.resources import Resources
 DIRECTIVES = (
     "job-name", "array", "output", "error", "open-mode", "time", "nodes", "ntasks-per-node", "cpus-per-task",
     "mem", "mem-per-cpu", "signal", "requeue", "partition", "account", "qos", "constraint", "exclude", "nodelist",
-    "reservation", "mail-user", "mail-type", "gres", "gpus-per-node", "gpus-per-task", "wckey", "export",
+    "reservation", "mail-user", "mail-type", "gres", "gpus-per-node", "gpus-per-task", "wckey", "export", "exclusive",
 )  # fmt: skip
 #: Directives that decide where results and logs go: not for ``extra``.
 _OURS = frozenset(
@@ -161,6 +161,8 @@ class Job(BaseModel):
         Whether the command starts through srun.
     srun_args
         Words for srun.
+    node_cpus
+        CPU cores of a node: what a job that has the node to itself is priced by; 0: not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -189,6 +191,7 @@ class Job(BaseModel):
     wrapper: list[Word] = Field(default_factory=list)
     srun: bool = True
     srun_args: list[Word] = Field(default_factory=list)
+    node_cpus: int = Field(default=0, ge=0)
 
 
 class Profile(BaseModel):

@@ -12,7 +12,8 @@ from sparsehpc.core.errors import UserErrors, unknown
 
 #: Upper bounds that only catch slips of the unit (bytes for GiB, seconds for minutes).
 LIMITS = {"cpus": 4096, "memory_gib": 65536, "minutes": 60 * 24 * 365, "gpus": 64}
-_KEYS = (*LIMITS, "checkpoint_layers")
+FLAGS = ("checkpoint_layers", "exclusive")
+_KEYS = (*LIMITS, *FLAGS)
 _CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -34,6 +35,8 @@ class Resources:
         GPUs of one job; more than none means that cells run on ``cuda``.
     checkpoint_layers
         Keep the state after every decoder layer in the run folder, so that a killed job goes on there.
+    exclusive
+        Have the whole node, whatever ``cpus`` says; jobs that time decoding always do.
     """
 
     name: str = "cpu"
@@ -42,6 +45,7 @@ class Resources:
     minutes: int = 30
     gpus: int = 0
     checkpoint_layers: bool = False
+    exclusive: bool = False
 
     @property
     def device(self) -> str:
@@ -87,6 +91,9 @@ def problems(name: str, table: object) -> list[str]:
             legal = f"a whole number from {least} to {most}"
         if not sound:
             found.append(f"{where}.{key} is {value!r}; legal: {legal}")
-    if not isinstance(table.get("checkpoint_layers", False), bool):
-        found.append(f"{where}.checkpoint_layers is {table['checkpoint_layers']!r}; legal: true or false")
+    found += [
+        f"{where}.{key} is {table[key]!r}; legal: true or false"
+        for key in FLAGS
+        if not isinstance(table.get(key, False), bool)
+    ]
     return found

@@ -148,6 +148,8 @@ def _asked(job: Job, resources: Resources, name: str) -> dict[str, str | int | b
         asked["mem"] = f"{resources.memory_mib}M"
     elif job.memory_by == "mem-per-cpu":
         asked["mem-per-cpu"] = f"{-(-resources.memory_mib // resources.cpus)}M"
+    if resources.exclusive:
+        asked["exclusive"] = True
     if resources.gpus and job.gpus_by != "none":
         kind = f"{job.gpu_type}:" if job.gpu_type else ""
         asked[job.gpus_by] = f"{'gpu:' if job.gpus_by == 'gres' else ''}{kind}{resources.gpus}"

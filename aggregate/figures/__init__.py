@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from aggregate.figures import agreement, flops, heatmap, pareto, perplexity, share, size, sparsity
+from aggregate.figures import (
+    agreement,
+    flops,
+    heatmap,
+    pareto,
+    perplexity,
+    share,
+    size,
+    sparsity,
+    speed,
+    time_pareto,
+)
 from aggregate.figures.data import ModelData, Subject, load
 from aggregate.figures.style import DPI
 from sparsehpc.core.files import write_atomically
@@ -19,7 +30,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: In the order of the report.
-FIGURES: tuple[ModuleType, ...] = (agreement, perplexity, size, pareto, sparsity, share, flops, heatmap)
+FIGURES: tuple[ModuleType, ...] = (
+    speed,
+    agreement,
+    perplexity,
+    size,
+    pareto,
+    time_pareto,
+    sparsity,
+    share,
+    flops,
+    heatmap,
+)
 
 
 class Drawn(NamedTuple):

@@ -17,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aggregate.figures.style import Look, label, looks
-from aggregate.tables import read_table
+from aggregate.latency import beside
+from aggregate.tables import read_latency, read_table
 from sparsehpc.core.layout import RunFolder
 
 #: The sparsity of the old study: figures that show one sparsity take the measured one nearest to it.
@@ -181,6 +182,7 @@ class ModelData:
     tensors: pd.DataFrame
     tipping: pd.DataFrame
     pareto: pd.DataFrame
+    latency: pd.DataFrame
     looks: dict[str, Look]
     bins: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
@@ -283,6 +285,9 @@ def load(run: RunFolder) -> list[ModelData]:
     # A run without behaviour, or one that an earlier release aggregated, has no such table.
     path = run.tables / "bins.parquet"
     bins = read_table(run, "bins").to_pandas() if path.is_file() else pd.DataFrame()
+    times = read_latency(run)
+    whole = beside(whole, times)
+    latency = pd.DataFrame(columns=list(SUBJECT_AXES)) if times is None else times
     variants = looks(whole["variant"])
     models = []
     for row in records(whole[list(SUBJECT_AXES)].drop_duplicates()):
@@ -298,6 +303,7 @@ def load(run: RunFolder) -> list[ModelData]:
                 tensors[tensors["cell_id"].isin(cells)].reset_index(drop=True),
                 tipping=matching(tipping, row).reset_index(drop=True),
                 pareto=pareto[pareto["cell_id"].isin(cells)].reset_index(drop=True),
+                latency=matching(latency, row).reset_index(drop=True),
                 looks=variants,
                 bins=bins[bins["cell_id"].isin(cells)].reset_index(drop=True) if len(bins) else bins,
             )

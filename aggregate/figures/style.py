@@ -136,6 +136,45 @@ def _glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
+def mark_untrained(figure: Figure) -> None:
+    """Put the mark that every figure of an untrained model carries into the corner."""
+    figure.text(
+        0.995,
+        0.995,
+        UNTRAINED,
+        ha="right",
+        va="top",
+        fontsize=9,
+        color="white",
+        bbox={"facecolor": VERMILLION, "edgecolor": "none", "pad": 3},
+    )
+
+
+def spread(values: Iterable[float], factor: float) -> list[float]:
+    """Places for labels on a logarithmic axis: in the order given, none nearer to the one below than ``factor``.
+
+    >>> spread([2.0, 1.0, 2.02], 1.1)
+    [2.0, 1.0, 2.2]
+    """
+    known = list(values)
+    places = dict.fromkeys(range(len(known)), 0.0)
+    last = 0.0
+    for index in sorted(places, key=lambda index: known[index]):
+        last = places[index] = max(known[index], factor * last)
+    return [places[index] for index in range(len(known))]
+
+
+def speed_axis(axes: Axes, which: str) -> None:
+    """Let an axis show ratios: half as fast lies as far from 1 as twice as fast."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    (axes.set_yscale if which == "y" else axes.set_xscale)("log", base=2)
+    axis.set_major_locator(FixedLocator([0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 16, 32]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def new_figure(title: str, trained: bool, *, width: float = 7.5, height: float = 4.5) -> tuple[Figure, Axes]:
     """Empty figure with a title, and the mark that every figure of an untrained model carries."""
     from matplotlib.figure import Figure
@@ -146,16 +185,7 @@ def new_figure(title: str, trained: bool, *, width: float = 7.5, height: float =
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if not trained:
-        figure.text(
-            0.995,
-            0.995,
-            UNTRAINED,
-            ha="right",
-            va="top",
-            fontsize=9,
-            color="white",
-            bbox={"facecolor": VERMILLION, "edgecolor": "none", "pad": 3},
-        )
+        mark_untrained(figure)
         # Room above the title, so that the mark covers nothing.
         axes.set_title(f"\n{title}", loc="left", fontsize=11)
     return figure, axes

@@ -20,15 +20,17 @@ from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, extra_columns, load, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.floor import mark as floor_mark
+from aggregate.latency import beside
 from aggregate.private import public, scrub
 from aggregate.report.bins import FLIPS, bin_rows
 from aggregate.report.bins import HEADINGS as BIN_HEADINGS
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import facts_of, share
+from aggregate.report.speed import SPEED_HEADINGS, speed_rows
 from aggregate.report.views import views
 from aggregate.scan import STATES
-from aggregate.tables import read_table
+from aggregate.tables import read_latency, read_table
 from sparsehpc.core.files import write_text
 from sparsehpc.core.layout import RunFolder
 
@@ -108,7 +110,8 @@ def _plotly() -> str:
 
 
 def _content(run: RunFolder) -> dict[str, Any]:
-    whole = read_table(run, "global").to_pandas()
+    times = read_latency(run)
+    whole = beside(read_table(run, "global").to_pandas(), times)
     coverage = read_table(run, "coverage").to_pandas()
     figures = draw_figures(run)
     shown = _within_budget(figures)
@@ -136,6 +139,9 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "figures": [_figure(figure) for figure in shown],
         "figures_left": len(figures) - len(shown),
         "views": views(models, whole, groups),
+        "speed_headings": SPEED_HEADINGS,
+        "speed": [] if times is None else speed_rows(times),
+        "speed_left": 0 if times is None else max(0, len(times) - MOST_ROWS),
         "cost_headings": COST_HEADINGS,
         "costs": cost_rows(read_table(run, "costs").to_pandas()),
         "definitions": DEFINITIONS,
@@ -221,11 +227,19 @@ _COLUMNS: tuple[tuple[str, tuple[str, str]], ...] = (
 )
 
 
+#: The same of cells that were timed too; before the marks.
+_TIMED: tuple[tuple[str, tuple[str, str]], ...] = (
+    ("x as fast as dense", ("speedup", "number")),
+    ("ms per token", ("decode_s_per_token", "milli")),
+)
+
+
 def _columns(rows: pd.DataFrame) -> list[tuple[str, tuple[str, str]]]:
     """Columns of the headline table, with every further axis that varies in this run."""
     place = next(number for number, (_, (name, _)) in enumerate(_COLUMNS) if name == "sparsity_target")
     extra = [(name.replace("_", " "), (name, "text")) for name in extra_columns(rows)]
-    return [*_COLUMNS[:place], *extra, *_COLUMNS[place:]]
+    timed = _TIMED if "speedup" in rows else ()
+    return [*_COLUMNS[:place], *extra, *_COLUMNS[place:-1], *timed, _COLUMNS[-1]]
 
 
 def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
@@ -244,6 +258,7 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
         "percent": lambda: percent(value),
         "share": lambda: share(value),
         "mib": lambda: f"{value / MIB:,.1f}",
+        "milli": lambda: number(1e3 * value, 3),
         "mega": lambda: f"{value / 1e6:,.1f}",
         "count": lambda: f"{value:.0f}",
         "whole": lambda: f"{value:,.0f}",

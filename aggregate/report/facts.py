@@ -11,6 +11,7 @@ import pandas as pd
 from aggregate.figures.data import Combination, ModelData, Record, Subject, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.floor import NO_MEASURABLE_DIFFERENCE, floor_of
+from aggregate.report.speed import break_evens, headlines
 from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 
 #: Methods that get sentences of their own; all of them are in the table.
@@ -46,6 +47,7 @@ def facts_of(models: list[ModelData], study: pd.DataFrame) -> list[ModelFacts]:
 
 
 def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
+    yield from (Fact(text, "speed") for text in (*headlines(data), *break_evens(data)))
     shown = data.shown_sparsity
     if shown is None:
         yield Fact("No pruned cell of this model is done yet.", "sparsity")

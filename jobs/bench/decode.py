@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Generate = Callable[[int], list[int]]
 
 _PROMPT_TOKENS = 16
-#: Logits of one pruned model run in two ways: sums in another order through every layer, relative to the largest logit.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 def run(options: Mapping[str, str]) -> list[Row]:
@@ -147,14 +145,14 @@ def _check(snapshot: Snapshot, pruning: Pruning, model: Any, dtype: str, prompt:
     """Compare logits with the same weights as zeros in place in transformers' own modules; relative error."""
     import torch
 
-    from sparsehpc.models.decode import Decoder
+    from sparsehpc.models.decode import LOGITS_TOLERANCE, Decoder
 
     masked = _assembled(snapshot, pruning, "masked", dtype)
     with torch.inference_mode():
         want = masked(torch.tensor([prompt])).logits[0, -1].float()
     got = Decoder(model, len(prompt)).feed(prompt).float()
     error = float((got - want).abs().max() / want.abs().max())
-    if not error <= _TOLERANCE[dtype]:
+    if not error <= LOGITS_TOLERANCE[dtype]:
         raise SparseHPCError(f"packed and masked logits differ by {error:.2g} of the largest")
     return error
 

@@ -24,7 +24,7 @@ def plan(
     Computes nothing and loads no torch.
     """
     from jobs.plan import make_plan
-    from jobs.propose import TOTALS, class_totals, whole_price
+    from jobs.propose import TOTALS, class_totals, price_warnings, whole_price
     from jobs.study import find_study, load_study
     from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
     from slurm.profile_file import load_profile
@@ -32,10 +32,12 @@ def plan(
 
     cluster = load_profile(profile)
     made = make_plan(load_study(find_study(study)))
-    price = class_totals(whole_price(made, cluster))
+    arrays = whole_price(made, cluster)
+    price, warnings = class_totals(arrays), price_warnings(arrays, cluster)
     if json:
         summary = plan_summary(made)
         summary["price"] = [dict(zip(TOTALS, row, strict=True)) for row in price]
+        summary["warnings"] = [*memory_warnings(made), *warnings]
         if cells:
             summary["cells"] = [key_row(cell) for cell in made.cells]
         echo_json(summary)
@@ -48,7 +50,7 @@ def plan(
     echo()
     echo(f"as jobs of profile {cluster.name}; hours are estimated, 'at most' is what the wall times allow:")
     table(TOTALS, price)
-    for warning in memory_warnings(made):
+    for warning in (*memory_warnings(made), *warnings):
         echo(f"warning: {warning}")
     if made.dropped:
         echo()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import re
 import subprocess
 from pathlib import Path
@@ -22,8 +24,21 @@ def cpu_model() -> str:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far (VmHWM, mapped pages included)."""
+    return _status("VmHWM")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now (VmRSS), after memory that was freed has gone back to the system."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc; others give memory back by themselves
+    if trim is not None:
+        trim(0)
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0
 

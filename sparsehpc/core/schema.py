@@ -157,6 +157,7 @@ PLAN: Final = pa.schema(
     [
         _field("order", pa.int64(), "position in the plan"),
         *KEYS,
+        _field("kind", pa.string(), "behaviour | latency; empty in older plans: behaviour", nullable=True),
         _field("spec", pa.string(), "full specification of the cell as JSON"),
     ],
     metadata=_VERSION,

@@ -128,6 +128,28 @@ class Pruning:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """How decoding is timed.
+
+    Parameters
+    ----------
+    prompt_tokens
+        Tokens that are read at once.
+    new_tokens
+        Tokens that follow one by one.
+    repeats
+        Sequences of each side, in turns with the dense model, after one that is not counted.
+    threads
+        Threads, each on a core of its own.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    repeats: int
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One combination to be computed: the unit that is done, failed or missing.
 
@@ -149,6 +171,8 @@ class Cell:
         How the weights are stored and run: a registered format, or ``dense``.
     evaluation
         Text that behaviour is measured on.
+    latency
+        Where this is given, the cell is timed instead: how long decoding takes, next to the dense model.
     """
 
     model: str
@@ -159,6 +183,12 @@ class Cell:
     pruning: Pruning = dataclasses.field(default_factory=Pruning)
     variant: str = DENSE
     evaluation: Windows
+    latency: Latency | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is measured: ``behaviour``, or ``latency``."""
+        return "behaviour" if self.latency is None else "latency"
 
     @property
     def is_dense(self) -> bool:
@@ -180,15 +210,16 @@ class Cell:
     @property
     def walk_key(self) -> tuple[object, ...]:
         """Cells with equal keys can share one pass over the model."""
-        return (self.model, self.revision, self.dtype, self.device, self.resource, self.evaluation)
+        return (self.model, self.revision, self.dtype, self.device, self.resource, self.evaluation, self.latency)
 
     def label(self) -> str:
         """Say in a few words what the cell is."""
+        timed = "" if self.latency is None else " latency"
         if self.is_dense:
-            return f"{self.model} dense"
+            return f"{self.model} dense{timed}"
         p = self.pruning
         extra = "" if p.calibration is None else f" seed {p.calibration.seed}"
-        return f"{self.model} {p.method} {p.pattern} {p.sparsity} {self.variant}{extra}"
+        return f"{self.model} {p.method} {p.pattern} {p.sparsity} {self.variant}{extra}{timed}"
 
     def to_json(self) -> str:
         """Full specification as JSON, defaults included; `from_json` reads it back."""
@@ -198,13 +229,14 @@ class Cell:
     def from_json(cls, text: str) -> Cell:
         """Read what `to_json` wrote."""
         data = json.loads(text)
-        pruning = data.pop("pruning")
+        pruning, latency = data.pop("pruning"), data.pop("latency", None)
         calibration = pruning.pop("calibration")
         pruning["options"] = tuple((name, value) for name, value in pruning["options"])
         pruning["targets"] = tuple(pruning["targets"])
         return cls(
             **{k: v for k, v in data.items() if k != "evaluation"},
             evaluation=Windows(**data["evaluation"]),
+            latency=None if latency is None else Latency(**latency),
             pruning=Pruning(**pruning, calibration=None if calibration is None else Calibration(**calibration)),
         )
 

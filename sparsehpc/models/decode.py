@@ -32,6 +32,9 @@ Linear = tuple["Stored", "torch.Tensor | None"]
 
 #: Families whose decoder layer is the one written out here.
 FAMILIES = ("llama", "mistral", "qwen2")
+#: Largest difference of the logits of one model run in two ways, relative to the largest logit: the same weights, with
+#: sums in another order through every layer.
+LOGITS_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 
 
 class _Layer(NamedTuple):
@@ -259,11 +262,11 @@ class Decoder:
 
 def _multiply(linears: Sequence[Linear]) -> Multiply:
     """Products of linears that read the same input, beside each other."""
-    parts = [_product(stored, bias) for stored, bias in linears]
+    parts = [product(stored, bias) for stored, bias in linears]
     return parts[0] if len(parts) == 1 else lambda x: torch.cat([part(x) for part in parts], dim=-1)
 
 
-def _product(stored: Stored, bias: torch.Tensor | None) -> Multiply:
+def product(stored: Stored, bias: torch.Tensor | None) -> Multiply:
     """Product of a stored matrix without the dispatcher where a compiled kernel serves it."""
     from sparsehpc.formats.packed import Packed
 

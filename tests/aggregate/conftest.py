@@ -339,7 +339,7 @@ def cells_of(
 
 
 def write_plan(run: RunFolder, cells: list[Cell]) -> None:
-    rows = [{"order": n, **key_row(cell), "spec": cell.to_json()} for n, cell in enumerate(cells)]
+    rows = [{"order": n, **key_row(cell), "kind": cell.kind, "spec": cell.to_json()} for n, cell in enumerate(cells)]
     run.root.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.PLAN), run.plan)
     run.study.write_text('[study]\nname = "synthetic"\n')

@@ -95,6 +95,7 @@ def test_every_key_of_a_study_is_explained() -> None:
         "[grid]": spec.GridTable,
         "[evaluation]": spec.EvaluationTable,
         "[calibration]": spec.CalibrationTable,
+        "[latency]": spec.LatencyTable,
         "[resources.NAME]": Resources,
     }
     sections = dict(re.findall(r"^## `(.*?)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
