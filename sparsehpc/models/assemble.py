@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.formats.rows import stack_rows, take_rows
+from sparsehpc.models.huge_pages import HugePages
 from sparsehpc.models.stream import TORCH_DTYPES, StoredLinear
 from sparsehpc.models.structure import bias_name, bias_parameter
 
@@ -181,6 +182,7 @@ class Assembled:
     ) -> None:
         self.model, self.folder, self.structure = model, folder, structure
         self.dtype, self.device, self.recipe = dtype, device, recipe
+        self._pages = HugePages()
         self.formats: dict[str, str] = {}
         self._products: dict[str, tuple[SharedProduct, int]] = {}
         # Methods may give a bias to linears that had none.
@@ -192,7 +194,7 @@ class Assembled:
     def fill(self, section: Section, fuse: bool) -> set[str]:
         """Put one section's weights into the module tree; returns the names of what is there now."""
         self.formats.update(section.formats)
-        plain = {name: tensor.to(self.device) for name, tensor in section.plain.items()}
+        plain = {name: self._pages.tensor(tensor.to(self.device)) for name, tensor in section.plain.items()}
         for name, tensor in plain.items():
             if self._parameters[name].kind == "linear":
                 self._linear(name).stored = FORMATS.get(_DENSE).encode(tensor)
@@ -206,7 +208,7 @@ class Assembled:
                 del stored[name]
                 plain.pop(bias_name(name), None)
         for name, storage in stored.items():
-            self._linear(name).stored = storage
+            self._linear(name).stored = self._pages.stored(storage, self.formats[name])
         for name, tensor in plain.items():
             if self._parameters[name].kind != "linear":
                 module, _, attribute = name.rpartition(".")
@@ -241,9 +243,11 @@ class Assembled:
                 present = [bias for bias in biases if bias is not None]
                 if len({self.formats[name] for name in names}) > 1 or len(present) not in (0, len(names)):
                     continue
-                stack = stack_rows([stored[name] for name in names], FORMATS.get(self.formats[names[0]]))
+                variant = self.formats[names[0]]
+                stack = stack_rows([stored[name] for name in names], FORMATS.get(variant))
                 if stack is not None:
                     bias = torch.cat(present) if present else None
+                    stack = self._pages.stored(stack, variant)
                     products.append(SharedProduct(names, stack, [stored[name].shape[0] for name in names], bias))
         return products
 

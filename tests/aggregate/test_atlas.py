@@ -113,7 +113,7 @@ def test_what_cannot_be_copied_or_rendered_is_said(methods, folder, tmp_path):
     with pytest.raises(UserError, match="names 0 cells of methods"):
         render(folder)
     (folder / "index.md.jinja").write_text('{{ benchmark("none") }}')
-    with pytest.raises(UserError, match="none.json cannot be read"):
+    with pytest.raises(UserError, match=r"none\.json cannot be read"):
         render(folder)
     (folder / "benchmarks").mkdir()
     (folder / "benchmarks" / "some.json").write_text('{"rows": [{"sparsity": 0.3}, {"sparsity": 0.3}]}')
