@@ -150,6 +150,10 @@ OneOrMore: TypeAlias = Annotated[
 ]
 
 
+#: Resource class of a model that names none.
+DEFAULT_RESOURCE = "cpu"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StudyTable:
     """``[study]``: name of the study (and of its run folder), and the seed of everything random."""
@@ -169,7 +173,7 @@ class ModelTable:
     id: Line
     revision: Line | None = None
     dtype: DTypeName = "float32"
-    resource: Name = "cpu"
+    resource: Name = DEFAULT_RESOURCE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.spec import (
+    DEFAULT_RESOURCE,
     CalibrationTable,
     EvaluationTable,
     GridTable,
@@ -53,8 +54,9 @@ class Reader:
         calibration = self.table(CalibrationTable, data, "calibration") if "calibration" in data else None
         latency = self.table(LatencyTable, data, "latency") if "latency" in data else None
         resources = self.resources(data.get("resources", {"cpu": {}}))
+        self._names(data, path.parent)
         models = self.resolved(models, path.parent)
-        self._across(models, grids, calibration, data)
+        self._across(grids, calibration, data)
         self._threads(models, latency, resources)
         if head is None or evaluation is None or self.problems:
             return None
@@ -99,16 +101,32 @@ class Reader:
             self.problems += [_describe(detail, place, kind) for detail in details]
             return None
 
+    def _names(self, data: Mapping[str, Any], folder: Path) -> None:
+        """Models and resource classes that are not there, whatever else is wrong with the tables that name them."""
+        entries, tables = data.get("models"), data.get("resources", {"cpu": {}})
+        classes = list(tables) if isinstance(tables, Mapping) else []
+        with contextlib.chdir(folder):
+            for number, entry in enumerate(entries if isinstance(entries, list) else [], 1):
+                place = f"models[{number}]"
+                if not isinstance(entry, Mapping):
+                    continue  # told by the type's rules
+                name, revision = entry.get("id"), entry.get("revision")
+                resource = entry.get("resource", DEFAULT_RESOURCE)
+                if isinstance(name, str):
+                    try:
+                        resolve(name, revision if isinstance(revision, str) else None)
+                    except UserError as error:
+                        self.problems.append(f"{place}.id: {error.message}{f'; {error.hint}' if error.hint else ''}")
+                if isinstance(resource, str) and resource not in classes:
+                    self.problems.append(f"{place}.resource: {unknown('resource class', resource, classes)}")
+
     def resolved(self, models: Mapping[str, ModelTable], folder: Path) -> dict[str, ModelTable]:
         """Models under their one name and with their pinned revision, so that ids do not hang on the spelling."""
         found = {}
         with contextlib.chdir(folder):
             for place, model in models.items():
-                try:
+                with contextlib.suppress(UserError):  # told by `_names`
                     target = resolve(model.id, model.revision)
-                except UserError as error:
-                    self.problems.append(f"{place}.id: {error.message}{f'; {error.hint}' if error.hint else ''}")
-                else:
                     found[place] = dataclasses.replace(model, id=target.model, revision=target.revision)
         return found
 
@@ -181,17 +199,11 @@ class Reader:
 
     def _across(
         self,
-        models: Mapping[str, ModelTable],
         grids: Mapping[str, GridTable],
         calibration: CalibrationTable | None,
         data: Mapping[str, Any],
     ) -> None:
         """Rules that look at more than one table."""
-        tables = data.get("resources", {"cpu": {}})
-        names = list(tables) if isinstance(tables, Mapping) else []
-        for place, model in models.items():
-            if model.resource not in names:
-                self.problems.append(f"{place}.resource: {unknown('resource class', model.resource, names)}")
         for place, grid in grids.items():
             learning = [
                 name

@@ -150,8 +150,8 @@ def _check_revision(revision: str) -> str:
 
 
 def _unknown(model: str) -> tuple[str, str]:
-    known = [name for m in shipped_models().values() for name in (m.name, m.id)]
-    near = difflib.get_close_matches(model, known, n=2, cutoff=0.5)
+    known = list(dict.fromkeys(name for m in shipped_models().values() for name in (m.name, m.id)))
+    near = difflib.get_close_matches(model, known, n=2, cutoff=0.6)
     guess = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     forms = _FORMS.format(names=", ".join(shipped_models()))
     return f"unknown model {model!r}{guess}", f"legal: {forms}"

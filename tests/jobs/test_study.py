@@ -155,6 +155,16 @@ def test_every_problem_is_told_at_once() -> None:
     assert "resources.cpu.cpus" in found
 
 
+@pytest.mark.parametrize("more", ['dtype = "float8"', 'dtyp = "float32"', ""])
+def test_a_wrong_model_table_hides_neither_its_name_nor_its_class(more) -> None:
+    text = GOOD.replace('id = "random:opt-125m"', f'id = "smollm-135m"\nresource = "gpux"\n{more}')
+    found = "\n".join(problems_of(text))
+    assert "models[1].id: unknown model 'smollm-135m'; did you mean 'smollm2-135m'?" in found
+    assert "models[1].resource: unknown resource class 'gpux'" in found
+    assert not more or f"models[1].{more.split()[0]}" in found or "dtyp" in found
+    assert found.count("models[1].id") == 1
+
+
 def test_several_grids_are_told_apart_in_messages() -> None:
     text = GOOD.replace("[grid]", "[[grid]]") + '[[grid]]\nmethods = ["x"]\nsparsities = [0.1]\nvariants = ["csr"]\n'
     assert only_problem(text).startswith("grid[2].methods[1]: unknown method 'x'")
