@@ -28,5 +28,5 @@ def draw(data: ModelData) -> Figure | None:
     draw_tipping(axes, data, "top1_agreement", 0.02)
     axes.set_ylabel("equal top-1 choices (%)")
     axes.set_ylim(bottom=0, top=103)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, handlelength=4)
     return figure

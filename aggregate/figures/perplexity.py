@@ -44,7 +44,7 @@ def draw(data: ModelData) -> Figure | None:
         )
     axes.set_ylabel("perplexity")
     plain_ticks(axes)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, handlelength=4)
     return figure
 
 

@@ -43,6 +43,7 @@ def submit(
     from jobs.folder import default_folder
     from jobs.plan import make_plan
     from jobs.propose import TOTALS, class_totals, propose
+    from jobs.run import prepare_models
     from jobs.study import find_study, load_study
     from jobs.submit import script_of, send_all, settle_run
     from slurm.profile_file import load_profile
@@ -51,10 +52,14 @@ def submit(
 
     loaded = load_study(find_study(study))
     cluster = load_profile(profile)
-    plan = with_extensions(make_plan(loaded), RunFolder((out or default_folder(loaded)).absolute()))
+    folder = RunFolder((out or default_folder(loaded)).absolute())
+    plan = with_extensions(make_plan(loaded), folder)
+    if not dry_run and not folder.plan.exists():
+        # Before the scheduler is asked, and before the user is.
+        prepare_models(loaded, quiet=json)
     live = shutil.which("squeue") is not None and not dry_run
     if live:
-        settle_run(RunFolder((out or default_folder(loaded)).absolute()), cluster)
+        settle_run(folder, cluster)
     proposal = propose(loaded, plan, cluster, out=out, pack=pack, ask_cluster=live)
     if not json:
         echo(

@@ -272,6 +272,20 @@ def test_submit_dry_run_shows_classes_and_scripts_and_writes_nothing(cli: Call, 
     assert len(told["scripts"]) == 2
 
 
+def test_submit_of_a_model_that_is_not_prepared_is_one_error_before_anything_else(
+    cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEHPC_HOME", str(tmp_path / "home"))
+    said = cli("submit", "reference", "--profile", "generic-gpu", "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "facebook/opt-125m is not prepared" in said.err
+    assert "EleutherAI/pythia-410m is not prepared" in said.err
+    assert "sparsehpc prepare" in said.err
+    assert "submit?" not in said.err + said.out
+    assert "squeue" not in said.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_ls_lists_what_there_is(cli: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     lists = json.loads(cli("ls", "--json").out)
