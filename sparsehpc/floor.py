@@ -42,7 +42,8 @@ def measure_floor(
     walk
         The walk, with what lies outside the layers loaded; layers are read once more and dropped again.
     dense
-        Last hidden states of the dense model by window, each computed alone.
+        Last hidden states of the dense model by window, computed alone or in batches of three and more
+        (`sparsehpc.tracks.batches_of`).
     evaluation
         The windows.
     progress

@@ -31,7 +31,7 @@ from sparsehpc.models.stream import LayerWalk
 from sparsehpc.models.structure import bias_parameter
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Method, make_method
 from sparsehpc.results import CellResult, Results
-from sparsehpc.tracks import Clock, Track
+from sparsehpc.tracks import Clock, Track, batches_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,6 +124,7 @@ class _Walk:
         self.structure = snapshot.structure
         self.ids = [torch.from_numpy(window) for window in evaluation.ids]
         self.lengths = [len(window) for window in evaluation.ids]
+        self.batches = batches_of(self.lengths)
         self.plain: list[dict[str, torch.Tensor]] = []
         self.outside: dict[str, torch.Tensor] = {}
         self.memory_bytes = memory_bytes
@@ -318,10 +319,11 @@ class _Walk:
         self.walk.unload_outside()
 
     def _embed_windows(self, tracks: Sequence[Track]) -> None:
-        for window, ids in enumerate(self.ids):
-            hidden, _ = self.walk.embed(ids[None])
+        for batch in self.batches:
+            hidden, _ = self.walk.embed(torch.stack([self.ids[window] for window in batch]))
             for track in tracks:
-                track.hidden[window] = hidden
+                for row, window in enumerate(batch):
+                    track.hidden[window] = hidden[row : row + 1]
 
     def _layer(self, layer: int) -> None:
         parameters = self.structure.in_layer(layer)
@@ -332,7 +334,7 @@ class _Walk:
         dense = {name: FORMATS.get(DENSE).encode(tensors[name]) for name in linears}
         self.plain.append(plain)
         self.dense.account(parameters, tensors, {})
-        self.dense.run(self.walk, layer, self.lengths)
+        self.dense.run(self.walk, layer, self.batches)
         if self.dense.store is not None:
             self.dense.store.put(layer, DENSE, dense)
         for combination in self.combinations:
@@ -358,7 +360,7 @@ class _Walk:
                 stored = track.encode(pruned, combination.pruning.pattern, self.walk)
                 self.walk.install(stored)
                 with combination.own_biases(self.walk, layer):
-                    track.run(self.walk, layer, self.lengths)
+                    track.run(self.walk, layer, self.batches)
                 track.account(parameters, present, stored)
             except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
                 track.error = error

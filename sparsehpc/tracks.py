@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from sparsehpc.models.spool import LayerStore
     from sparsehpc.models.stream import LayerWalk
     from sparsehpc.models.structure import Parameter
+
+
+#: Windows that are read together.
+Batch = tuple[int, ...]
+
+#: Tokens of a batch at most: enough for the products, too few to matter for memory.
+BATCH_TOKENS = 300
+
+#: Two windows are not worth it, and two are what the dense model is compared with itself in (`sparsehpc.floor`).
+FEWEST_TOGETHER = 3
 
 
 class Clock:
@@ -116,14 +127,33 @@ class Track:
                 parameter = dataclasses.replace(parameter, tied_to=None)
             self.tensors.append(tensor_view(parameter, tensors[parameter.name], storage, prunable))
 
-    def run(self, walk: LayerWalk, layer: int, lengths: Sequence[int]) -> None:
+    def run(self, walk: LayerWalk, layer: int, batches: Sequence[Batch]) -> None:
         """Run the layer's present weights over all windows, in place."""
         with self.clock.phase("evaluate"):
-            for window, tokens in enumerate(lengths):
-                hidden = walk.run(layer, self.hidden[window], walk.call(tokens))
-                if not bool(torch.isfinite(hidden).all()):
-                    raise CellError(f"layer {layer}: hidden states of window {window} hold NaN or Inf")
-                self.hidden[window] = hidden
+            for batch in batches:
+                before = torch.cat([self.hidden[window] for window in batch])
+                after = walk.run(layer, before, walk.call(before.shape[1], len(batch)))
+                for row, window in enumerate(batch):
+                    if not bool(torch.isfinite(after[row]).all()):
+                        raise CellError(f"layer {layer}: hidden states of window {window} hold NaN or Inf")
+                    self.hidden[window] = after[row : row + 1]
+
+
+def batches_of(lengths: Sequence[int]) -> list[Batch]:
+    """Windows that are read together: neighbours of one length, where they are so short that it saves time.
+
+    >>> batches_of([60, 60, 60, 60, 60, 60, 9, 9])
+    [(0, 1, 2, 3, 4), (5,), (6, 7)]
+    >>> batches_of([256, 256])
+    [(0,), (1,)]
+    """
+    batches: list[Batch] = []
+    for _, same in itertools.groupby(range(len(lengths)), key=lambda window: lengths[window]):
+        windows = tuple(same)
+        most = BATCH_TOKENS // lengths[windows[0]]
+        step = most if most >= FEWEST_TOGETHER else 1
+        batches += [windows[start : start + step] for start in range(0, len(windows), step)]
+    return batches
 
 
 def tensor_view(parameter: Parameter, tensor: torch.Tensor, storage: Stored | None, prunable: bool) -> TensorView:
