@@ -1,4 +1,4 @@
-"""Corpora from the internet: fetched once with ``datasets``, kept as UTF-8 text with a digest."""
+"""Corpora that are stored once, as UTF-8 text with a digest: those from the internet, fetched with ``datasets``."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ class PreparedCorpus(Corpus):
     def _mark_path(self) -> Path:
         return self._text_path.with_suffix(".json")
 
-    def is_prepared(self) -> bool:
+    def is_stored(self) -> bool:
         """Whether the stored text is there; its digest is checked when it is read."""
         return self._mark_path.is_file() and self._text_path.is_file()
+
+    def is_prepared(self) -> bool:
+        """Whether the text can be read here without the internet."""
+        return self.is_stored()
 
     def prepare(self) -> Path:
         """Fetch the text and store it; text that is there and whole is left alone."""
@@ -91,7 +95,7 @@ class PreparedCorpus(Corpus):
 
     def _read(self) -> tuple[dict[str, Any], list[str]]:
         command = f"sparsehpc prepare {self.name}"
-        if not self.is_prepared():
+        if not self.is_stored():
             raise UserError(
                 f"corpus {self.name!r} is not prepared in {self._text_path.parent}",
                 f"run '{command}' where there is internet",

@@ -91,6 +91,24 @@ def test_python_docs_is_the_same_in_another_process() -> None:
     assert done.stdout.strip() == open_corpus("python-docs").origin()
 
 
+def test_prepared_python_docs_are_those_of_the_python_that_prepared_them(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_corpus("python-docs")
+    documents, origin = before.documents(), before.origin()
+    assert not list(own_home.rglob("*.txt"))  # reading stores nothing
+    assert before.prepare() == own_home / "corpora" / "python-docs.txt"
+    monkeypatch.setattr("sparsehpc.text.corpora.python_docs.PythonDocs.fetch", lambda corpus: ["of another Python"])
+    monkeypatch.setattr("sparsehpc.text.corpora.python_docs.PythonDocs.revision", "3.99.0")
+    after = open_corpus("python-docs")
+    assert (after.documents(), after.origin()) == (documents, origin)
+    after.prepare()  # what is there and whole stays
+    assert after.origin() == origin
+    (own_home / "corpora" / "python-docs.txt").write_text("damaged")
+    with pytest.raises(UserError, match="prepare python-docs"):
+        after.documents()
+
+
 def test_file_and_lines(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes("\ufefferste Zeile é\r\n\r\n   \n zweite\x0cZeile \ndritte".encode())

@@ -6,7 +6,8 @@ import hashlib
 import platform
 from typing import ClassVar
 
-from sparsehpc.text.base import CORPORA, Corpus
+from sparsehpc.text.base import CORPORA
+from sparsehpc.text.prepared import PreparedCorpus
 
 #: Paragraphs at least this long appear once: topics quote whole sections of each other, and calibration must not
 #: read again what evaluation has read. Shorter ones ("For example:") repeat as in any text.
@@ -14,13 +15,27 @@ _UNIQUE_CHARACTERS = 50
 
 
 @CORPORA.register("python-docs")
-class PythonDocs(Corpus):
-    """Topics of ``help()`` in sorted order as one text; differs by Python version."""
+class PythonDocs(PreparedCorpus):
+    """Topics of ``help()`` in sorted order as one text; differs by Python version.
 
+    Readable everywhere. Once it was prepared, the stored text is read, so that other versions of Python read the same.
+    """
+
+    must_be_prepared: ClassVar[bool] = False
+    dataset: ClassVar[str] = "pydoc_data.topics"
+    revision: ClassVar[str] = platform.python_version()
     name: ClassVar[str] = "python-docs"
-    summary: ClassVar[str] = "the prose of the standard library's pydoc_data.topics (differs by Python version)"
+    summary: ClassVar[str] = "the prose of the standard library's pydoc_data.topics (differs by Python version; prepare keeps it)"
+
+    def is_prepared(self) -> bool:
+        """Always: this Python has a text, if none is stored."""
+        return True
 
     def documents(self) -> list[str]:
+        """Return the stored topics, or those of this Python."""
+        return super().documents() if self.is_stored() else self.fetch()
+
+    def fetch(self) -> list[str]:
         """Return the topics in sorted order; a long paragraph that an earlier one holds is left out."""
         from pydoc_data.topics import topics
 
@@ -42,4 +57,5 @@ class PythonDocs(Corpus):
     def origin(self) -> str:
         """Python version and digest of the text."""
         digest = hashlib.sha256(self.text().encode()).hexdigest()
-        return f"python-docs of Python {platform.python_version()} (sha256 {digest})"
+        version = self._read()[0]["revision"] if self.is_stored() else self.revision
+        return f"python-docs of Python {version} (sha256 {digest})"
