@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from slurm.testbed import Testbed
 
 STUDY = """\
 [study]
@@ -128,6 +130,29 @@ def slurm(*command: str) -> str:
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 0, f"{command}: {answer.stdout}{answer.stderr}"
     return answer.stdout
+
+
+@contextlib.contextmanager
+def lost_node(bed: Testbed, node: str, patience_s: float) -> Iterator[None]:
+    """A node whose slurmd died and that Slurm holds for DOWN; it is back afterwards.
+
+    Slurm notices by itself after its timeouts, which a busy machine stretches; when patience ends, the operator
+    says it.
+    """
+    bed.stop(f"slurmd-{node}", signal.SIGKILL)
+    try:
+        patient_until = time.monotonic() + patience_s
+        # sinfo may call a node "completing" for as long as its jobs end, whatever else is true of it.
+        while "State=DOWN" not in (found := slurm("scontrol", "show", "node", node)):
+            waited_s = time.monotonic() - patient_until
+            assert waited_s < 60, f"{node} is not down: {found}"
+            if waited_s > 0:
+                slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+            time.sleep(0.3)
+        yield
+    finally:
+        bed.start(f"slurmd-{node}")
+        bed.wait_for_nodes(60)
 
 
 def ended(job_id: str) -> bool:

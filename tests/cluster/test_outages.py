@@ -5,22 +5,20 @@ import json
 import os
 import signal
 
-from cluster_tools import caught, read_tables, slurm
+from cluster_tools import caught, lost_node, read_tables
 
 from slurm.ledger import read_ledger
 from sparsehpc.core.layout import RunFolder
 
 
-def test_a_node_that_dies_in_the_middle(bed, few, cli, settled, finish, profile, tmp_path, undisturbed, wait_for):
+def test_a_node_that_dies_in_the_middle(bed, few, cli, settled, finish, profile, tmp_path, undisturbed):
     """slurmd is stopped while it computes: the job starts again elsewhere by itself, or is NODE and is retried."""
     run = tmp_path / "run"
     pinned = profile("nodelist = 'c2'\nrequeue = false")
     answer = cli("submit", few, "--profile", pinned, "--out", run, "--yes", "--no-aggregate", "--pack", "9", "--json")
     [job] = json.loads(answer.out)["job_ids"]
     held = caught(job, 1)
-    bed.stop("slurmd-c2", signal.SIGKILL)
-    try:
-        wait_for(lambda: "down" in slurm("sinfo", "-h", "-n", "c2", "-o", "%T"), "c2 to be down", 90)
+    with lost_node(bed, "c2", patience_s=60):
         with contextlib.suppress(ProcessLookupError):
             os.kill(held[0], signal.SIGKILL)
         found = settled(run)
@@ -32,9 +30,6 @@ def test_a_node_that_dies_in_the_middle(bed, few, cli, settled, finish, profile,
         script = (read_ledger(RunFolder(run))[0][-1].folder(RunFolder(run)) / "submit.sh").read_text()
         assert "#SBATCH --exclude=c2" in script
         settled(run)
-    finally:
-        bed.start("slurmd-c2")
-        bed.wait_for_nodes(60)
     finish(run)
     assert read_tables(run) == undisturbed(few)
 

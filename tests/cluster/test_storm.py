@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from cluster_tools import read_tables, slurm, task_processes, write_study
+from cluster_tools import lost_node, read_tables, slurm, task_processes, write_study
 
 from slurm.ledger import read_ledger
 from sparsehpc.core.layout import RunFolder
@@ -82,10 +82,8 @@ class Storm:
         self.bed.start("slurmdbd")
 
     def stop_a_node(self):
-        self.bed.stop("slurmd-c2", signal.SIGKILL)
-        self.wait_for(lambda: "down" in self.bed.ask("sinfo", "-h", "-n", "c2", "-o", "%T").stdout, "c2 to be down", 90)
-        self.bed.start("slurmd-c2")
-        self.bed.wait_for_nodes(60)
+        with lost_node(self.bed, "c2", patience_s=0):
+            pass
 
     def truncate_a_shard(self):
         row = self._shard()
