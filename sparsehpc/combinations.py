@@ -230,13 +230,14 @@ class Combination:
         if hidden is None or self.method is None:
             return {}
         wanted = [p.name for p in parameters]
-        return collect(
-            walk,
-            wanted,
-            len(lengths),
-            lambda window: walk.run(layer, hidden[window], walk.call(lengths[window])),
-            self.method.wanted_statistics,
-        )
+        with self.clock.phase("calibrate"):
+            return collect(
+                walk,
+                wanted,
+                len(lengths),
+                lambda window: walk.run(layer, hidden[window], walk.call(lengths[window])),
+                self.method.wanted_statistics,
+            )
 
     def head_statistics(self, walk: LayerWalk) -> Statistics:
         """Statistics of the inputs of a prunable output head."""
@@ -244,8 +245,9 @@ class Combination:
         if hidden is None or self.method is None:
             return {}
         wanted = [p.name for p in self.heads]
-        windows = len(self.calibration_tokens)
-        return collect(walk, wanted, windows, lambda window: walk.head(hidden[window]), self.method.wanted_statistics)
+        wanted_statistics, windows = self.method.wanted_statistics, len(self.calibration_tokens)
+        with self.clock.phase("calibrate"):
+            return collect(walk, wanted, windows, lambda window: walk.head(hidden[window]), wanted_statistics)
 
     def prune(
         self, parameters: Sequence[Parameter], tensors: Mapping[str, torch.Tensor], statistics: Statistics
@@ -267,7 +269,7 @@ class Combination:
         if self.calibration is None:
             return
         walk.install({name: FORMATS.get("masked").encode(weight) for name, weight in pruned.items()})
-        with self.own_biases(walk, layer):
+        with self.clock.phase("calibrate"), self.own_biases(walk, layer):
             for window, tokens in enumerate(self.calibration_tokens):
                 self.calibration[window] = walk.run(layer, self.calibration[window], walk.call(tokens))
 

@@ -276,8 +276,10 @@ class _Walk:
             if method is not None and calibration is not None and method.dense_statistics is not None:
                 waiting.setdefault(calibration, []).append((combination, method))
         for calibration, pairs in waiting.items():
-            with pairs[0][0].clock.phase("prune"):
-                survey = self._dense_survey(calibration, pairs)
+            clock = pairs[0][0].clock
+            with clock.phase("prune"):
+                with clock.phase("calibrate"):
+                    survey = self._dense_survey(calibration, pairs)
                 for combination, method in pairs:
                     try:
                         method.learn(combination.parameters, lambda name: self.walk.read([name])[name], survey)

@@ -38,10 +38,14 @@ class CellResult:
         Columns of `schema.CELL` that the pipeline knows.
     measurements
         Its figures.
+    calibrate_s
+        Part of the row's ``prune_s``: running calibration windows, through the unpruned layers for statistics and
+        through the pruned ones to go on.
     """
 
     row: dict[str, Any]
     measurements: list[Measurement]
+    calibrate_s: float = 0.0
 
 
 class Results:
@@ -129,7 +133,7 @@ class Results:
             "device_name": torch.cuda.get_device_name() if cell.device == "cuda" else cpu_model(),
             "started_at": self.started_at,
         }
-        return CellResult(row, measurements)
+        return CellResult(row, measurements, combination.clock["calibrate"] if combination else 0.0)
 
     def _mark(self, rows: Sequence[Measurement]) -> str:
         """Verdict on perplexity: above the vocabulary size, a uniform guess does better."""

@@ -1,4 +1,4 @@
-"""Pruning: global magnitude masks, and SparseGPT and Wanda of single layers, against the usual implementations."""
+"""Pruning: magnitude masks, SparseGPT and Wanda against the usual implementations; every method on a whole model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench import Row
+from jobs.bench import Row, _pruning_model
 from jobs.bench._timing import interleaved
 from sparsehpc.core.errors import SparseHPCError, UserError
 
@@ -26,13 +26,15 @@ _BLOCK = 128
 
 
 def run(options: Mapping[str, str]) -> list[Row]:
-    """Measure; options ``threads`` (default: what torch takes), ``repeats`` (5), ``tokens`` (8192), ``package`` (yes).
+    """Measure.
 
-    ``package=no`` does not try to install llm-compressor and takes the restated algorithms as the baseline.
+    Options: ``threads`` (default: what torch takes), ``repeats`` (5), ``tokens`` (8192), ``package`` (yes; no does not
+    try to install llm-compressor and takes the restated algorithms as the baseline), ``model`` (smollm2-135m; none
+    leaves whole models out), ``rounds`` (1) over all methods on it.
     """
     import torch
 
-    known = {"threads", "repeats", "tokens", "package"}
+    known = {"threads", "repeats", "tokens", "package", "model", "rounds"}
     if wrong := set(options) - known:
         raise UserError(f"suite pruning has no option {sorted(wrong)[0]!r}; legal: {', '.join(sorted(known))}")
     threads, repeats = int(options.get("threads", torch.get_num_threads())), int(options.get("repeats", "5"))
@@ -44,6 +46,8 @@ def run(options: Mapping[str, str]) -> list[Row]:
         for shape in _LAYERS:
             weight, x = _layer(*shape, int(options.get("tokens", "8192")))
             rows += [_sparsegpt(weight, x, repeats, packaged), _wanda(weight, x, repeats, packaged)]
+    if (model := options.get("model", "smollm2-135m")) != "none":
+        rows += _pruning_model.rows(model, int(options.get("rounds", "1")))
     return [{"suite": "pruning", **row, **conditions} for row in rows]
 
 

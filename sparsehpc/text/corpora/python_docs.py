@@ -25,7 +25,9 @@ class PythonDocs(PreparedCorpus):
     dataset: ClassVar[str] = "pydoc_data.topics"
     revision: ClassVar[str] = platform.python_version()
     name: ClassVar[str] = "python-docs"
-    summary: ClassVar[str] = "the prose of the standard library's pydoc_data.topics (differs by Python version; prepare keeps it)"
+    summary: ClassVar[str] = (
+        "the prose of the standard library's pydoc_data.topics (differs by Python version; prepare keeps it)"
+    )
 
     def is_prepared(self) -> bool:
         """Always: this Python has a text, if none is stored."""
