@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sparsehpc.core.machine import return_freed_memory
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.structure import bias_name, bias_parameter
 from sparsehpc.pruning.base import DenseSurvey, Method, Site, Statistic
@@ -119,6 +120,7 @@ def dense_survey(
         inputs |= collect(walk, names, len(lengths), step, statistics)
         influence[layer] = 1 - float(torch.stack(cosines).sum()) / sum(lengths)
         walk.unload(layer)
+        return_freed_memory()
     return DenseSurvey(inputs, influence)
 
 

@@ -20,6 +20,7 @@ from sparsehpc.behaviour import Behaviour
 from sparsehpc.checkpoint import Checkpoint
 from sparsehpc.combinations import Combination, dense_survey
 from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.machine import return_freed_memory
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DEFAULT_TARGETS, DENSE, Calibration, Cell, Pruning
 from sparsehpc.floor import measure_floor
@@ -207,6 +208,7 @@ class _Walk:
         for layer in range(self._resume(), self.structure.layers):
             self.progress("layers", layer, self.structure.layers)
             self._layer(layer)
+            return_freed_memory()
             if self.checkpoint is not None:
                 self.checkpoint.save(layer, self.dense, self.combinations)
         self.progress("layers", self.structure.layers, self.structure.layers)

@@ -32,7 +32,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sparsehpc.core.errors import SparseHPCError
-from sparsehpc.core.machine import return_freed_memory
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.cache import cache_argument
 from sparsehpc.models.gguf_source import block_grid
@@ -192,9 +191,8 @@ class LayerWalk:
         return tensors
 
     def unload(self, layer: int) -> None:
-        """Drop the weights of one decoder layer; their memory goes back to the system."""
+        """Drop the weights of one decoder layer."""
         self._drop([p.name for p in self.structure.in_layer(layer)])
-        return_freed_memory()
 
     def unload_outside(self) -> None:
         """Drop the weights outside the decoder layers."""
