@@ -61,6 +61,7 @@ COLUMN_MEANINGS = {
     "generation_first_divergence": "tokens of greedy generation before the first that differs from dense",
     "generation_share_equal": "share of greedily generated tokens equal to dense's",
     "generation_distinct_bigrams": "distinct bigrams / bigrams generated",
+    "reconstruction_error": "squared error of a pruned linear's outputs, or a layer's, over the dense outputs' squares",
     "floor_top1_agreement": "share of its choices that dense keeps in another batch split and thread count",
     "floor_top1_differs_max": "share of positions where it does not, in the worst window",
     "floor_kl, floor_kl_max": "KL(dense || dense computed again), nats per position; of the worst window",

@@ -154,9 +154,15 @@ def _track_state(track: Track) -> dict[str, Any]:
 
 
 def _restore_track(track: Track, kept: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> None:
-    track.tensors = [TensorView(**{**view, "parameter": parameters[view["parameter"]]}) for view in kept["tensors"]]
+    track.tensors = [_tensor(view, parameters) for view in kept["tensors"]]
     track.kernels = set(kept["kernels"])
     track.notes = kept["notes"]
     track.exact = kept["exact"]
     track.clock.seconds = kept["clock"]
     track.error = None if kept["error"] is None else CellError(kept["error"])
+
+
+def _tensor(kept: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> TensorView:
+    error = kept["output_error"]
+    own = {"parameter": parameters[kept["parameter"]], "output_error": None if error is None else tuple(error)}
+    return TensorView(**{**kept, **own})

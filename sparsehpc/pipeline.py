@@ -31,6 +31,7 @@ from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
 from sparsehpc.models.structure import bias_parameter
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Method, make_method
+from sparsehpc.reconstruction import output_errors, sampled_inputs
 from sparsehpc.results import CellResult, Results
 from sparsehpc.tracks import Clock, Track, batches_of
 
@@ -338,19 +339,26 @@ class _Walk:
         dense = {name: FORMATS.get(DENSE).encode(tensors[name]) for name in linears}
         self.plain.append(plain)
         self.dense.account(parameters, tensors, {})
-        self.dense.run(self.walk, layer, self.batches)
+        wanted = {p.name for c in self.combinations for p in c.in_layer(layer)}
+        with sampled_inputs(self.walk, wanted, sum(self.lengths)) as inputs:
+            self.dense.run(self.walk, layer, self.batches)
         if self.dense.store is not None:
             self.dense.store.put(layer, DENSE, dense)
         for combination in self.combinations:
             try:
-                self._combination(combination, layer, tensors, linears)
+                self._combination(combination, layer, tensors, linears, inputs)
             except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                 combination.fail(error)
             self.walk.install(dense)
         self.walk.unload(layer)
 
     def _combination(
-        self, combination: Combination, layer: int, tensors: Mapping[str, torch.Tensor], linears: set[str]
+        self,
+        combination: Combination,
+        layer: int,
+        tensors: Mapping[str, torch.Tensor],
+        linears: set[str],
+        inputs: Mapping[str, torch.Tensor],
     ) -> None:
         """Prune one layer for one combination and run its tracks; the walk holds the layer's dense weights."""
         if not combination.open_tracks:
@@ -359,13 +367,18 @@ class _Walk:
             pruned = combination.prune_layer(self.walk, layer, tensors)
         parameters, biases = combination.biased(self.structure.in_layer(layer), tensors)
         present = {**tensors, **pruned, **biases}
+        changes = {} if combination.method is None else combination.method.bias_changes
+        errors = output_errors(inputs, tensors, pruned, changes)
         for track in combination.open_tracks:
             try:
                 stored = track.encode(pruned, combination.pruning.pattern, self.walk)
                 self.walk.install(stored)
                 with combination.own_biases(self.walk, layer):
                     track.run(self.walk, layer, self.batches)
-                track.account(parameters, present, stored)
+                lossless = FORMATS.get(track.variant).lossless
+                used = {} if lossless else {name: storage.decode() for name, storage in stored.items()}
+                own = errors if lossless else output_errors(inputs, tensors, used, changes)
+                track.account(parameters, present, stored, own)
             except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
                 track.error = error
                 continue

@@ -100,7 +100,11 @@ class Track:
             }
 
     def account(
-        self, parameters: Sequence[Parameter], tensors: Mapping[str, torch.Tensor], stored: Mapping[str, Stored]
+        self,
+        parameters: Sequence[Parameter],
+        tensors: Mapping[str, torch.Tensor],
+        stored: Mapping[str, Stored],
+        errors: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         """Count zeros, bytes and FLOPs of one section of the model.
 
@@ -112,6 +116,8 @@ class Track:
             Its tensors as they are used, pruned ones with zeros in place.
         stored
             Storage of the pruned ones.
+        errors
+            Output errors of the pruned ones (`sparsehpc.reconstruction.output_errors`), where they were measured.
         """
         for parameter in parameters:
             storage = stored.get(parameter.name)
@@ -125,7 +131,8 @@ class Track:
             if prunable and parameter.tied_to is not None:
                 # A pruned head is a copy of its own: its bytes count.
                 parameter = dataclasses.replace(parameter, tied_to=None)
-            self.tensors.append(tensor_view(parameter, tensors[parameter.name], storage, prunable))
+            view = tensor_view(parameter, tensors[parameter.name], storage, prunable)
+            self.tensors.append(dataclasses.replace(view, output_error=(errors or {}).get(parameter.name)))
 
     def run(self, walk: LayerWalk, layer: int, batches: Sequence[Batch]) -> None:
         """Run the layer's present weights over all windows, in place."""

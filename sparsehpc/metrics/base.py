@@ -39,6 +39,9 @@ class TensorView:
         Bytes by component, every array of the storage included.
     flops_executed
         Operations per token that the cell's kernel executes for it.
+    output_error
+        Of a pruned linear: squared error of its outputs on a sample of the dense model's inputs, and the squares of
+        the dense outputs (`sparsehpc.reconstruction`); None where they were not compared.
     """
 
     parameter: Parameter
@@ -47,6 +50,7 @@ class TensorView:
     nonzeros: int
     component_bytes: Mapping[str, int]
     flops_executed: int
+    output_error: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

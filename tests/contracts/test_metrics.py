@@ -50,6 +50,7 @@ def model() -> ModelView:
             nonzeros=p.numel // 2 if p.name in prunable else p.numel,
             component_bytes={"weight": 4 * p.numel},
             flops_executed=2 * p.numel if p.kind == "linear" else 0,
+            output_error=(0.1, 2.0) if p.name in prunable else None,
         )
         for p in structure.parameters
     ]
