@@ -15,6 +15,7 @@ from sparsehpc.models.structure import Parameter
 from sparsehpc.pruning.base import Pruned, Site, make_method
 from sparsehpc.pruning.least_squares import factor, fit_on_support, prepare, relative_error
 from sparsehpc.pruning.refit import RIDGE, refit
+from sparsehpc.pruning.rounding import rounded
 from sparsehpc.pruning.statistics import collector
 
 _FILE = Path(__file__).parents[1] / "oracles" / "published_pruning.py"
@@ -35,11 +36,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def run(name, weight, x, sparsity="0.5", pattern="unstructured", **options):
+def run(name, weight, x, sparsity="0.5", pattern="unstructured", refit=False, **options):
     pruning = Pruning(
         method=name,
         pattern=pattern,
         sparsity=sparsity,
+        refit=refit,
         calibration=TEXT,
         options=tuple(sorted(options.items())),
     )
@@ -295,6 +297,28 @@ def test_a_failing_cholesky_raises_damping_in_recorded_steps():
     assert factor(hessian, 0.0, "layer").raised == 4  # 1e-4, 1e-3, 1e-2, 1e-1
     with pytest.raises(CellError, match="inputs of layer"):
         factor(-100 * hessian + 101 * torch.diag(hessian.diagonal()), 0.01, "layer")
+
+
+@pytest.mark.parametrize(("name", "refit"), [("sparsegpt", False), ("admm", False), ("wanda", True)])
+def test_what_overflows_in_the_models_type_is_an_error_and_not_infinite(name, refit):
+    # Features that are almost equal: what stays takes over what goes, and float16 ends at 65504.
+    torch.manual_seed(0)
+    x = torch.randn(200, 1) + 0.01 * torch.randn(200, 16)
+    weight = torch.full((4, 16), 6e4)
+    found = run(name, weight, x, refit=refit).weight
+    assert float(found.abs().max()) > 65504
+    with pytest.raises(CellError, match="w is not finite in float16, which holds up to 65504"):
+        run(name, weight.half(), x, refit=refit)
+    assert bool(torch.isfinite(run(name, weight.bfloat16(), x, refit=refit).weight).all())
+
+
+def test_a_kept_weight_that_underflows_becomes_the_smallest_of_its_sign():
+    values = torch.tensor([[1e-9, -1e-9, 0.0, 2.0, -3e-8, 5e-8]])
+    smallest = 2.0**-24
+    assert rounded(values, torch.float16, "w").tolist() == [[smallest, -smallest, 0.0, 2.0, -smallest, smallest]]
+    tiny = rounded(torch.tensor([1e-60, -1e-60, 0.0], dtype=torch.float64), torch.float32, "w")
+    assert tiny.tolist() == [2.0**-149, -(2.0**-149), 0.0]
+    assert rounded(values, torch.float32, "w") is values
 
 
 def test_notes_of_a_raised_damping_reach_the_result():

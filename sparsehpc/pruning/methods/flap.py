@@ -87,6 +87,7 @@ class Flap(Method):
         """Choose the units of the whole model and work out what their means gave."""
         import torch
 
+        from sparsehpc.pruning.rounding import rounded
         from sparsehpc.pruning.selection import check_weight
         from sparsehpc.pruning.structured import lowest_units, unit_sums, units_by_layer
 
@@ -109,7 +110,8 @@ class Flap(Method):
                 weight = read(name)
                 columns = torch.from_numpy(gone[units.reader.owner]).to(weight.device)
                 mean = survey.inputs[name]["input_mean"].masked_fill(~columns, 0)
-                self.bias_changes[name] = (weight.detach().double() @ mean).to(weight.dtype)
+                gave = weight.detach().double() @ mean
+                self.bias_changes[name] = rounded(gave, weight.dtype, f"the compensation of {name}")
 
     def prune_units(
         self,
