@@ -115,6 +115,11 @@ def find_smaller(structure: Structure, config: Mapping[str, Any], sections: Iter
     for pattern, found in units.items():
         count = found[0].count
         most = keep = max(1, max(len(alive[pattern][layer]) for layer in layers))
+        if any(len(alive[pattern][layer]) < most for layer in layers):
+            stayed.append(
+                f"a config has one number of {pattern} for all layers, and one layer lost {count - most} of {count}: "
+                "where more are zero, they stay"
+            )
         if most == count:
             continue
         if pattern == "heads" and not query_key:
@@ -137,8 +142,6 @@ def find_smaller(structure: Structure, config: Mapping[str, Any], sections: Iter
             changes |= {query_key: size * keep, key_value_key: keep, "head_dim": reader.head_size}
         else:
             changes[neurons_key] = keep
-        if any(len(alive[pattern][layer]) < most for layer in layers):
-            stayed.append(f"a config has one number for all layers: those that lost more {pattern} keep zeros")
         for layer in layers:
             places |= _places(found[layer], alive[pattern][layer], keep)
     return Smaller(changes, tuple(stayed), structure.layers_path, tuple(layers), places)
