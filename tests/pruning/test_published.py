@@ -114,6 +114,32 @@ def test_sparsegpt_equals_the_published_sweep(sparsity, seed):
     assert ours == pytest.approx(theirs, rel=1e-3)
 
 
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_sparsegpt_with_dead_features_equals_the_published_sweep_at_equal_damping(pattern):
+    weight, x = problem(columns=256)
+    x[:, ::7] = 0
+    hessian = published.hessian_of(x.double())
+    dead, removed_of = hessian.diagonal() == 0, (2, 4) if pattern == "2:4" else None
+    # The public code lets a dead feature count as 1 in the mean diagonal that damping is a share of, ours as 0.
+    ours, theirs = float(hessian.diagonal().mean()), float(hessian.diagonal().masked_fill(dead, 1).mean())
+    expected = published.sparsegpt(
+        weight.double(), hessian, 0.5, removed_of=removed_of, damping=0.01 * ours / theirs, extra=0
+    )
+    pruned = run("sparsegpt", weight, x, pattern=pattern).weight
+    assert bool((pruned[:, dead] == 0).all())
+    # Ours sweeps in float32: a score within 1e-6 of the threshold may fall on the other side.
+    assert int(((pruned == 0) != (expected == 0)).sum()) <= 2
+    errors = [published.output_error(weight, w, hessian) for w in (pruned, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+    # Under inputs as large as those of language models the difference in damping is next to nothing ...
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    # ... but the public rule depends on the scale: where inputs are tiny it damps everything away. Ours does not.
+    scaled = run("sparsegpt", weight, x * 2**-14, pattern=pattern).weight
+    assert torch.equal(scaled == 0, pruned == 0)
+    tiny = published.sparsegpt(weight.double(), hessian * 2.0**-28, 0.5, removed_of=removed_of, extra=0)
+    assert published.output_error(weight, tiny, hessian) > 1.2 * errors[0]
+
+
 def test_sparsegpt_in_blocks_removes_its_quota_and_not_one_more():
     weight, x = problem()
     hessian = published.hessian_of(x.double())

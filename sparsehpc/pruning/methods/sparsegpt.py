@@ -63,7 +63,9 @@ class SparseGPT(Method):
     differs = (
         "Published code removes one weight more per block, zeroes all weights of dead inputs whatever the "
         "quota, and llm-compressor turns into magnitude pruning if Cholesky fails. As there, a zero of the dense "
-        "weight may come back where an update gives it weight; the count stays. The sweep here needs one "
+        "weight may come back where an update gives it weight; the count stays. Damping is a share of the mean "
+        "diagonal; there a dead input counts in that mean as 1, whatever the scale of the inputs, here as 0, so that "
+        "results do not depend on the scale (without dead inputs the damping is the same). The sweep here needs one "
         "Cholesky and no inverse; its results are the same."
     )
     statistics = ("hessian",)
