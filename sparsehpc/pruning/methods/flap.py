@@ -120,10 +120,13 @@ class Flap(Method):
         statistics: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> dict[str, Pruned]:
         """Remove the chosen units of one layer."""
+        from sparsehpc.pruning.selection import check_weight
         from sparsehpc.pruning.structured import remove_units, units_by_layer
 
         if self._gone is None:
             raise RuntimeError("flap ranks the whole model: let it learn before pruning")
+        for name, weight in weights.items():
+            check_weight(weight, name)
         results = {name: Pruned(weight.detach().clone()) for name, weight in weights.items()}
         for units in units_by_layer([site.parameter for site in sites], self.pattern.name):
             results |= remove_units(units, weights, self._gone[units.layer])
