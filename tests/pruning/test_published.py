@@ -223,15 +223,19 @@ def test_admm_comes_near_the_best_of_all_masks(seed):
     assert errors[0] * (1 - 1e-6) <= found <= errors[len(errors) // 10]  # among the best tenth of 70 masks
 
 
-@pytest.mark.parametrize(("sparsity", "pattern"), [("0.5", "unstructured"), ("0.7", "unstructured"), ("0.5", "4:8")])
+@pytest.mark.parametrize(
+    ("sparsity", "pattern"),
+    [("0.5", "unstructured"), ("0.7", "unstructured"), ("0.5", "2:4"), ("0.5", "4:8"), ("0.75", "1:4")],
+)
 def test_admm_equals_the_published_algorithm(sparsity, pattern):
     weight, x = problem(rows=24, columns=96, tokens=300)
     hessian = x.double().T @ x.double()
     count = weight.numel() - int(float(sparsity) * weight.numel())
 
     def keep(values):
-        groups = values.reshape(-1, 8) if pattern == "4:8" else values.reshape(1, -1)
-        top = groups.topk(4 if pattern == "4:8" else count, dim=1).indices
+        kept, of = map(int, pattern.split(":")) if ":" in pattern else (count, values.numel())
+        groups = values.reshape(-1, of)
+        top = groups.topk(kept, dim=1).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, top, True).view(values.shape)
 
     expected = published.alps(weight.double(), hessian, keep)

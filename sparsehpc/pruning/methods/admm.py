@@ -73,7 +73,9 @@ class Admm(Method):
     name = "admm"
     title = "ADMM (ALPS)"
     citation = (
-        "Meng, Behdin, Wang, Mazumder: ALPS: Improved Optimization for Highly Sparse One-Shot Pruning, NeurIPS 2024"
+        "Boža: Fast and Effective Weight Update for Pruned Large Language Models, 2024 (arXiv:2401.02938); "
+        "step control: Meng, Behdin, Wang, Mazumder: ALPS: Improved Optimization for Highly Sparse One-Shot Pruning "
+        "for Large Language Models, NeurIPS 2024 (arXiv:2406.07831)"
     )
     formula = (
         "min |X (W - W0)|^2 with W = D, D sparse: "
