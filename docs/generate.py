@@ -93,6 +93,12 @@ study's grid names them under `methods`.
 
 "N:M" always means *keep N of M* here. Much published code counts the weights it removes instead.
 
+`heads`, `neurons` and `layers` leave zeros in place in a study, so that every format can hold them; the format
+`compact` leaves out their rows and columns. `sparsehpc densify DIR --smaller` writes what `sparsehpc prune` removed as
+a smaller dense model that plain transformers opens, as far as a config can say its shape: one number of heads and
+neurons for all layers (those that lost more keep zeros), and fewer heads only for Llama, Mistral and Qwen. It says what
+stays, and why.
+
 ## Allocations
 
 How the zeros are spread over the layers (`allocation` in the grid); `default` is a method's own rule.

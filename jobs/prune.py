@@ -132,14 +132,75 @@ def prune(request: Request, folder: Path, say: Callable[[str], object]) -> dict[
     return compress(snapshot, pruning, request.variant, folder, dtype=request.dtype, progress=Lines(say))
 
 
-def densify(folder: Path, out: Path, say: Callable[[str], object]) -> dict[str, Any]:
-    """Write a packed model as plain safetensors with zeros in place; returns the packed one's manifest."""
-    from sparsehpc.models.packed import PackedModel
-    from sparsehpc.models.packed_writer import write_plain
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plain:
+    """What ``sparsehpc densify`` wrote.
 
+    Parameters
+    ----------
+    manifest
+        That of the packed model.
+    params_before, params_after
+        Weights of the packed model and of the plain one.
+    smaller
+        Keys of config.json that became smaller, with their values before and after.
+    stayed
+        Why more did not.
+    """
+
+    manifest: Mapping[str, Any]
+    params_before: int
+    params_after: int
+    smaller: Mapping[str, tuple[Any, Any]]
+    stayed: Sequence[str]
+
+
+def densify(folder: Path, out: Path, say: Callable[[str], object], *, smaller: bool = False) -> Plain:
+    """Write a packed model as plain safetensors.
+
+    Parameters
+    ----------
+    folder, out
+        The packed model, and where to; nothing is overwritten.
+    say
+        Called with lines of text.
+    smaller
+        Leave out heads, neurons and layers that are zero instead of keeping zeros in place.
+
+    Raises
+    ------
+    UserError
+        There is nothing that a smaller model could leave out.
+    """
+    from sparsehpc.models.family import family_of, structure_from_config
+    from sparsehpc.models.packed import PackedModel
+    from sparsehpc.models.packed_writer import check_new_folder, decoded, write_plain
+    from sparsehpc.models.target import read_config
+    from sparsehpc.pruning.shrink import find_smaller
+
+    check_new_folder(out)
     packed = PackedModel(folder)
-    write_plain(out, packed, Lines(say))
-    return packed.manifest
+    config = read_config(folder)
+    found = None
+    if smaller:
+        layers = (decoded(section) for section in packed.sections() if section.layer is not None)
+        found = find_smaller(packed.structure, config, layers)
+        if not found.config:
+            raise UserError(
+                f"{folder}: no smaller model, as {'; '.join(found.stayed) or 'no head, neuron or layer is zero'}",
+                "sparsehpc densify without --smaller keeps zeros in place; patterns heads, neurons and layers of "
+                "sparsehpc prune remove whole units",
+            )
+    write_plain(out, packed, Lines(say), found)
+    complete = family_of(config).complete(config)
+    after = structure_from_config(read_config(out))
+    return Plain(
+        manifest=packed.manifest,
+        params_before=packed.structure.params_total,
+        params_after=after.params_total,
+        smaller={} if found is None else {key: (complete.get(key), value) for key, value in found.config.items()},
+        stayed=() if found is None else found.stayed,
+    )
 
 
 class Lines:

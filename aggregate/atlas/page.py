@@ -216,8 +216,12 @@ def structured(methods: pd.DataFrame) -> str:
     if methods.empty:
         return _NOTHING
     kept = methods[methods["pattern"].isin(["neurons", "heads", "layers"])]
-    size = [("bytes / dense", lambda row: number(row["bytes_ratio"], 3))]
-    return behaviour(kept, ["pattern", "method", "sparsity_target"], dense=False, more=size)
+    reached = [
+        ("zeros, prunable", lambda row: f"{number(100 * row['sparsity_prunable'], 3)} %"),
+        ("bytes / dense", lambda row: number(row["bytes_ratio"], 3)),
+        ("FLOPs / dense", lambda row: number(row["flops_executed"] / row["flops_dense"], 3)),
+    ]
+    return behaviour(kept, ["pattern", "method", "sparsity_target"], dense=False, more=reached)
 
 
 def sizes(storage: pd.DataFrame) -> str:

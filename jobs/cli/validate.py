@@ -25,7 +25,7 @@ def validate(run: Run, json: Json = False) -> None:
     folder = existing_run(run)
     check_protocol(pq.read_table(folder.plan).to_pylist())
     rows = read_table(folder, "global")
-    found = verdicts([row for row in rows.to_dict("records") if row["convention"] == "unique"])
+    found = verdicts([row for row in rows.to_pylist() if row["convention"] == "unique"])
     if json:
         echo_json([dataclasses.asdict(verdict) for verdict in found])
     else:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsehpc.models.assemble import Section
     from sparsehpc.models.packed import PackedModel
     from sparsehpc.models.structure import Structure
+    from sparsehpc.pruning.shrink import Smaller
 
 Recipe = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
@@ -115,7 +116,9 @@ def _write_section(
     give_usual_mode(path)
 
 
-def write_plain(folder: Path, packed: PackedModel, progress: Callable[[str, int, int], None]) -> None:
+def write_plain(
+    folder: Path, packed: PackedModel, progress: Callable[[str, int, int], None], smaller: Smaller | None = None
+) -> None:
     """Write a packed model as plain safetensors, zeros in place, that any tool opens.
 
     Parameters
@@ -126,26 +129,35 @@ def write_plain(folder: Path, packed: PackedModel, progress: Callable[[str, int,
         The packed model.
     progress
         Called with a stage, steps done and steps in all.
+    smaller
+        What is left out (`sparsehpc.pruning.shrink.find_smaller`); None for every zero in its place.
     """
     structure = packed.structure
     with new_folder(folder) as staging:
         copy_companions(packed.folder, staging, packed.dtype)
-        config = read_config(staging) | _config_changes(packed)
+        config = {**read_config(staging), **_config_changes(packed), **({} if smaller is None else smaller.config)}
         write_text(staging / "config.json", json.dumps(config, indent=1) + "\n")
         writer = ShardWriter(staging)
-        present = {p.name for p in structure.parameters} | set(packed.added_biases)
+        before = {p.name for p in structure.parameters} | set(packed.added_biases)
+        present = before if smaller is None else {smaller.new_name(name) for name in before}
         for parameter in structure_from_config(config).unique:
             if parameter.name not in present:  # a bias that came along with one that was added
                 writer.add(parameter.name, _zeros(parameter.shape, packed.dtype))
         for done, section in enumerate(packed.sections()):
             progress("layers", done, structure.layers)
-            for name, tensor in section.plain.items():
+            tensors = decoded(section)
+            for name, tensor in (tensors if smaller is None else smaller.cut(tensors)).items():
                 writer.add(name, tensor)
-            for name, stored in section.stored.items():
-                writer.add(name, stored.decode())
         writer.close()
-        kept = {key: packed.manifest[key] for key in ("recipe", "weights", "software")}
+        kept: dict[str, Any] = {key: packed.manifest[key] for key in ("recipe", "weights", "software")}
+        if smaller is not None:
+            kept["smaller"] = {"config": dict(smaller.config), "stayed": list(smaller.stayed)}
         write_text(staging / RECIPE, json.dumps(kept, indent=1) + "\n")
+
+
+def decoded(section: Section) -> dict[str, torch.Tensor]:
+    """Every tensor of a section, zeros in place."""
+    return {**section.plain, **{name: stored.decode() for name, stored in section.stored.items()}}
 
 
 def _config_changes(packed: PackedModel) -> dict[str, bool]:

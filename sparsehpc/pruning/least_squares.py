@@ -52,7 +52,8 @@ class Factor:
 def prepare(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Copy of a Hessian in which dead features stand alone, the dead features, and its mean diagonal.
 
-    The mean runs over all features, dead ones included as zero; it is 1 where every feature is dead.
+    The mean runs over all features, dead ones included as zero; it is 1 where every feature is dead. SparseGPT's code
+    includes them as 1, which is much or nothing, depending on the scale of the inputs; zero scales with them.
     """
     diagonal = hessian.diagonal()
     dead = diagonal == 0

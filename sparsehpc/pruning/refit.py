@@ -13,8 +13,8 @@ from typing import Final
 
 import torch
 
-from sparsehpc.core.errors import CellError
 from sparsehpc.pruning.least_squares import fit_on_support, prepare
+from sparsehpc.pruning.rounding import rounded
 from sparsehpc.pruning.types import Pruned
 
 #: Ridge as a share of the Hessian's mean diagonal, the value the calibrated methods damp with.
@@ -53,8 +53,6 @@ def refit(weight: torch.Tensor, pruned: Pruned, hessian: torch.Tensor, name: str
     dense = weight.detach().double().T * scale[:, None]
     start = pruned.weight.double().T * scale[:, None]
     fit = fit_on_support(gram, dense, kept.T, start, STEPS, TOLERANCE)
-    if not bool(torch.isfinite(fit.solution).all()):
-        raise CellError(f"the refit of {name} is not finite")
-    refitted = (fit.solution / scale[:, None]).T.contiguous().to(weight.dtype)
+    refitted = rounded((fit.solution / scale[:, None]).T.contiguous(), weight.dtype, f"the refit of {name}")
     notes = {**pruned.notes, "refit_steps": fit.steps, "refit_residual": fit.residual}
     return Pruned(refitted.masked_fill_(~kept, 0), notes)

@@ -161,6 +161,19 @@ def test_a_table_of_the_page_holds_the_figures_of_the_parquet_file():
         assert numbers == pytest.approx(expected, rel=5e-3), metric  # written with three digits
 
 
+def test_structured_rows_say_what_was_reached_and_not_only_what_was_asked_for():
+    table = pd.read_parquet(RESULTS / "data" / "methods" / "tables" / "global.parquet")
+    table = table[(table["convention"] == "unique") & (table["pattern"] == "neurons") & (table["method"] == "flap")]
+    (row,) = table[table["sparsity_target"] == 0.3].to_dict("records")
+    shown = re.search(
+        r"^\| neurons \| flap \| 30 % \| (.*?) % \| (.*?) \| (.*?) \|", (RESULTS / "index.md").read_text(), re.M
+    )
+    assert shown is not None
+    expected = [100 * row["sparsity_prunable"], row["bytes_ratio"], row["flops_executed"] / row["flops_dense"]]
+    assert [float(text) for text in shown.groups()] == pytest.approx(expected, rel=5e-3)  # written with three digits
+    assert expected[0] < 25  # neurons are a part of what may be pruned
+
+
 def test_pages_notice_another_table(tmp_path, remade):
     copy = tmp_path / "results"
     shutil.copytree(RESULTS, copy)

@@ -21,7 +21,13 @@ SINGLE = ("unstructured", "block")
 FREE = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind in SINGLE]
 FIXED = [(name, pattern) for name, kind in METHODS for pattern in kind.patterns if PATTERNS[pattern].kind == "keep"]
 LEARNING = [name for name, kind in METHODS if kind.statistics]
+#: Unstructured, as it is and refitted.
+REFITTING = [(name, refit) for name, kind in METHODS if "unstructured" in kind.patterns
+             for refit in ((False, True) if kind.refits else (False,))]  # fmt: skip
 SPARSITIES = ["0", "0.01", "0.3", "0.5", "0.77", "1"]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+#: Half types have ties, and an update may vanish in rounding: two sparsities show it.
+COUNTS = [(torch.float32, s) for s in SPARSITIES] + [(dtype, s) for dtype in DTYPES[1:] for s in ("0.3", "0.77")]
 
 
 @pytest.fixture(autouse=True)
@@ -99,16 +105,19 @@ def expected_zeros(name, pattern, sparsity):
 
 
 @pytest.mark.parametrize(("name", "pattern"), FREE)
-@pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_exactly_the_requested_count_is_zero(name, pattern, sparsity):
-    pruned = prune_all(make_method(combination(name, pattern, sparsity)), weights())
+@pytest.mark.parametrize(("dtype", "sparsity"), COUNTS)
+def test_exactly_the_requested_count_is_zero(name, pattern, dtype, sparsity):
+    dense = weights(dtype)
+    assert zeros(dense) == 0
+    pruned = prune_all(make_method(combination(name, pattern, sparsity)), dense)
     assert zeros(pruned) == expected_zeros(name, pattern, sparsity)
 
 
 @pytest.mark.parametrize(("name", "pattern"), FIXED)
-def test_every_group_keeps_exactly_n_of_m(name, pattern):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_group_keeps_exactly_n_of_m(name, pattern, dtype):
     shape = parse_pattern(pattern)
-    for tensor in prune_all(make_method(combination(name, pattern)), weights()).values():
+    for tensor in prune_all(make_method(combination(name, pattern)), weights(dtype)).values():
         kept = (tensor.view(-1, shape.of) != 0).sum(1)
         assert bool((kept == shape.keep).all())
 
@@ -123,7 +132,7 @@ def test_blocks_stay_or_go_as_one(name, pattern):
 
 
 @pytest.mark.parametrize(("name", "pattern"), FREE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_percent_is_the_dense_model_bit_for_bit(name, pattern, dtype):
     dense = weights(dtype)
     dense["layers.0.weight"][0, 0] = -0.0
@@ -131,7 +140,7 @@ def test_zero_percent_is_the_dense_model_bit_for_bit(name, pattern, dtype):
 
 
 @pytest.mark.parametrize(("name", "pattern"), FREE + FIXED)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_type_stays_and_the_dense_weight_is_not_touched(name, pattern, dtype):
     dense = weights(dtype)
     before = {key: tensor.clone() for key, tensor in dense.items()}
@@ -204,16 +213,40 @@ def test_inputs_that_are_all_zero_still_give_the_count(name):
 
 
 @pytest.mark.parametrize(("name", "pattern"), [item for item in FREE + FIXED if METHODS.get(item[0]).refits])
-def test_a_refit_keeps_the_mask_and_lowers_the_output_error(name, pattern):
-    dense, x = weights(), inputs()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_refit_keeps_the_mask_and_lowers_the_output_error(name, pattern, dtype):
+    dense, x = weights(dtype), inputs()
     plain = prune_all(make_method(combination(name, pattern)), dense, x)
     refitted = prune_all(make_method(combination(name, pattern, refit=True)), dense, x)
 
     def error(pruned):
-        return sum(float(((dense[key] - pruned[key]).double() @ x.double().T).square().sum()) for key in dense)
+        return sum(float(((dense[key].double() - pruned[key]) @ x.double().T).square().sum()) for key in dense)
 
     assert all(torch.equal(plain[key] == 0, refitted[key] == 0) for key in dense)
-    assert error(refitted) < error(plain) * (1 + 1e-6)
+    # ADMM has fitted already: what is left of its gain may drown in the rounding of half types.
+    assert error(refitted) < error(plain) * (1 + max(1e-6, torch.finfo(dtype).eps if dtype != torch.float32 else 0))
+
+
+@pytest.mark.parametrize(("name", "refit"), REFITTING)
+def test_weights_too_small_for_half_types_do_not_vanish_beyond_the_quota(name, refit):
+    # float16 ends at 6e-8: updates of weights this small would often be rounded to zero.
+    dense = {key: (tensor * 2e-5).half() for key, tensor in weights().items()}
+    pruned = prune_all(make_method(combination(name, sparsity="0.3", refit=refit)), dense)
+    assert 0 < zeros(dense) < zeros(pruned) == expected_zeros(name, "unstructured", "0.3")
+
+
+@pytest.mark.parametrize(("name", "refit"), REFITTING)
+def test_weights_too_large_for_the_type_are_an_error_and_never_infinite(name, refit):
+    # Features that are almost equal: what stays must take over what goes, and float16 ends at 65504.
+    dense = {"layers.0.weight": torch.full((ROWS, COLUMNS), 6e4).half()}
+    x = torch.linspace(-1, 1, 200)[:, None] + 0.01 * inputs()
+    method = make_method(combination(name, refit=refit))
+    wide = prune_all(method, {key: tensor.float() for key, tensor in dense.items()}, x)["layers.0.weight"]
+    if float(wide.abs().max()) > 65504 + 16:  # half a step more would still be rounded down
+        with pytest.raises(CellError, match=r"layers\.0\.weight is not finite in float16, which holds up to 65504"):
+            prune_all(method, dense, x)
+    else:
+        assert bool(torch.isfinite(prune_all(method, dense, x)["layers.0.weight"]).all())
 
 
 @pytest.mark.parametrize(("name", "kind"), list(METHODS))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_models import LLAMA
+from tiny_models import LLAMA, OPT
 
 from sparsehpc.core.spec import Calibration, Cell, Pruning, Windows
 from sparsehpc.pipeline import _Walk, run_cells
@@ -30,23 +30,47 @@ def cells():
     ]
 
 
+def cells_that_remember():
+    """Methods that hold more than a mask: biases, budgets and units learned from the dense model, and notes."""
+
+    def cell(method, pattern="unstructured", variant="masked", **more):
+        pruning = Pruning(method=method, pattern=pattern, sparsity="0.4", calibration=CALIBRATION, **more)
+        return Cell(model="m", evaluation=EVALUATION, variant=variant, pruning=pruning)
+
+    return [
+        Cell(model="m", evaluation=EVALUATION),
+        cell("flap", "neurons", "compact"),
+        cell("flap", "heads"),
+        cell("block-influence", "layers"),
+        cell("wanda", allocation="owl"),
+        cell("magnitude-layerwise", variant="csr", refit=True),
+        cell("sparsegpt", true_sequential=True, options=(("damping", 0.0),)),
+        cell("admm", options=(("iterations", 6),)),
+    ]
+
+
 class KilledError(Exception):
     """Stands for SIGKILL: nothing of the walk may catch it."""
 
 
 @pytest.fixture
 def run(tiny_snapshot, tmp_path):
-    def call(checkpoint, todo=None, seed=0):
+    def call(checkpoint, todo=None, seed=0, config=LLAMA):
         results = {}
+
+        def finished(cell, result):
+            assert not isinstance(result, Exception), result
+            results[cell.cell_id] = ([tuple(r) for r in result.measurements], result.row["notes"])
+
         run_cells(
             todo or cells(),
-            tiny_snapshot(LLAMA),
+            tiny_snapshot(config),
             text((7, 20, 9), seed),
             {CALIBRATION: text((16, 16), 9)},
             np.random.default_rng(1).integers(0, 512, (2, 5)),
             scratch=tmp_path / "scratch",
             checkpoint=checkpoint,
-            finished=lambda cell, result: results.__setitem__(cell.cell_id, [tuple(r) for r in result.measurements]),
+            finished=finished,
         )
         return results
 
@@ -79,6 +103,24 @@ def test_a_killed_walk_goes_on_with_equal_results(layers, run, tmp_path, monkeyp
         assert run(folder) == undisturbed
     assert done == list(range(layers, LLAMA["num_hidden_layers"]))
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt"])
+def test_what_methods_gave_and_learned_is_there_again(config, run, tmp_path, monkeypatch):
+    """Biases that were added (Llama) or changed (OPT), budgets, units and notes of the layers before the kill."""
+    todo, folder = cells_that_remember(), tmp_path / "checkpoint"
+    undisturbed = run(None, todo, config=config)
+    notes = [note for _, note in undisturbed.values()]
+    for word in ("refit_steps", "iterations", "damping_raised"):
+        assert any("layers.0" in note and word in note for note in notes), word
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(KilledError):
+            run(folder, todo, config=config)
+    with monkeypatch.context() as patch:
+        done = kill_after(patch, -1)
+        assert run(folder, todo, config=config) == undisturbed
+    assert done == [2]
 
 
 def test_a_state_of_other_text_or_cells_is_not_used(run, tmp_path, monkeypatch):

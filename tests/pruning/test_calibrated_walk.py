@@ -265,8 +265,23 @@ def test_calibrated_methods_all_learn():
     assert learning == {"admm", "block-influence", "flap", "ria", "sparsegpt", "wanda"}
 
 
-def test_a_compact_structured_model_is_smaller_and_says_the_same(tiny_snapshot, tmp_path):
-    pruning = Pruning(method="flap", pattern="neurons", sparsity="0.5", calibration=CALIBRATION)
+@pytest.mark.parametrize(
+    ("method", "pattern", "sparsity", "removed"),
+    [
+        # Half of 128 neurons in three layers, each a row of gate and up and a column of down.
+        ("flap", "neurons", "0.5", 3 * 64 * 3 * 64),
+        ("magnitude", "neurons", "0.5", 3 * 64 * 3 * 64),
+        # One of two key/value heads of 16 in each layer, with the two query heads that share it.
+        ("wanda", "heads", "0.5", 3 * (2 * 32 + 2 * 16) * 64),
+        # One layer of three: query, key, value, output and three matrices of the MLP.
+        ("block-influence", "layers", "0.34", (64 + 32 + 32 + 64 + 3 * 128) * 64),
+    ],
+)
+def test_a_compact_structured_model_is_smaller_and_says_the_same(
+    method, pattern, sparsity, removed, tiny_snapshot, tmp_path
+):
+    needs = METHODS.get(method).needs_calibration()
+    pruning = Pruning(method=method, pattern=pattern, sparsity=sparsity, calibration=CALIBRATION if needs else None)
     windows_of = Windows(corpus="samples", windows=2, window_tokens=64)
     cells = [Cell(model="m", evaluation=windows_of, variant=name, pruning=pruning) for name in ("masked", "compact")]
     found, snapshot = {}, tiny_snapshot(FAMILIES["llama"])
@@ -289,15 +304,20 @@ def test_a_compact_structured_model_is_smaller_and_says_the_same(tiny_snapshot, 
         assert rows
         return sum(r.numerator for r in rows)
 
-    # Half of 128 neurons in three layers: 3 x 64 x 3 x 64 weights less, and the compensating biases of 3 x 64.
-    removed = 3 * 64 * 3 * 64
-    flags = sum(sum(p.shape) for p in snapshot.structure.prunable(("attention", "mlp")))
+    linears = snapshot.structure.prunable(("attention", "mlp"))
+    flags = sum(sum(p.shape) for p in linears)  # which rows and columns are there
     assert total("masked", "bytes_total") - total("compact", "bytes_total") == 4 * removed - flags
     assert total("masked", "flops_executed") - total("compact", "flops_executed") == 2 * removed
+    for variant in ("masked", "compact"):  # what was reached, whatever share of units was asked for
+        (reached,) = [
+            r for r in found[variant].measurements
+            if (r.metric, r.scope, r.convention) == ("sparsity_prunable", "model", "unique")
+        ]  # fmt: skip
+        assert (reached.numerator, reached.denominator) == (removed, sum(p.numel for p in linears))
     nll = [total(name, "nll", "window", "") for name in ("masked", "compact")]
     assert nll[0] == pytest.approx(nll[1], rel=1e-5)  # the same sums in another order
     biases = [r for r in found["masked"].measurements if r.subject == "model.layers.0.mlp.down_proj.bias"]
-    assert biases
+    assert bool(biases) == (method == "flap")
 
 
 # -- statistics recomputed inside a layer -------------------------------------------------------------------------

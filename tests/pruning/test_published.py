@@ -15,6 +15,7 @@ from sparsehpc.models.structure import Parameter
 from sparsehpc.pruning.base import Pruned, Site, make_method
 from sparsehpc.pruning.least_squares import factor, fit_on_support, prepare, relative_error
 from sparsehpc.pruning.refit import RIDGE, refit
+from sparsehpc.pruning.rounding import rounded
 from sparsehpc.pruning.statistics import collector
 
 _FILE = Path(__file__).parents[1] / "oracles" / "published_pruning.py"
@@ -35,11 +36,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def run(name, weight, x, sparsity="0.5", pattern="unstructured", **options):
+def run(name, weight, x, sparsity="0.5", pattern="unstructured", refit=False, **options):
     pruning = Pruning(
         method=name,
         pattern=pattern,
         sparsity=sparsity,
+        refit=refit,
         calibration=TEXT,
         options=tuple(sorted(options.items())),
     )
@@ -110,6 +112,32 @@ def test_sparsegpt_equals_the_published_sweep(sparsity, seed):
     assert int(((pruned == 0) != (expected == 0)).sum()) <= 2
     ours, theirs = (published.output_error(weight, w, hessian) for w in (pruned, expected))
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_sparsegpt_with_dead_features_equals_the_published_sweep_at_equal_damping(pattern):
+    weight, x = problem(columns=256)
+    x[:, ::7] = 0
+    hessian = published.hessian_of(x.double())
+    dead, removed_of = hessian.diagonal() == 0, (2, 4) if pattern == "2:4" else None
+    # The public code lets a dead feature count as 1 in the mean diagonal that damping is a share of, ours as 0.
+    ours, theirs = float(hessian.diagonal().mean()), float(hessian.diagonal().masked_fill(dead, 1).mean())
+    expected = published.sparsegpt(
+        weight.double(), hessian, 0.5, removed_of=removed_of, damping=0.01 * ours / theirs, extra=0
+    )
+    pruned = run("sparsegpt", weight, x, pattern=pattern).weight
+    assert bool((pruned[:, dead] == 0).all())
+    # Ours sweeps in float32: a score within 1e-6 of the threshold may fall on the other side.
+    assert int(((pruned == 0) != (expected == 0)).sum()) <= 2
+    errors = [published.output_error(weight, w, hessian) for w in (pruned, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
+    # Under inputs as large as those of language models the difference in damping is next to nothing ...
+    assert theirs == pytest.approx(ours, rel=1e-3)
+    # ... but the public rule depends on the scale: where inputs are tiny it damps everything away. Ours does not.
+    scaled = run("sparsegpt", weight, x * 2**-14, pattern=pattern).weight
+    assert torch.equal(scaled == 0, pruned == 0)
+    tiny = published.sparsegpt(weight.double(), hessian * 2.0**-28, 0.5, removed_of=removed_of, extra=0)
+    assert published.output_error(weight, tiny, hessian) > 1.2 * errors[0]
 
 
 def test_sparsegpt_in_blocks_removes_its_quota_and_not_one_more():
@@ -195,15 +223,19 @@ def test_admm_comes_near_the_best_of_all_masks(seed):
     assert errors[0] * (1 - 1e-6) <= found <= errors[len(errors) // 10]  # among the best tenth of 70 masks
 
 
-@pytest.mark.parametrize(("sparsity", "pattern"), [("0.5", "unstructured"), ("0.7", "unstructured"), ("0.5", "4:8")])
+@pytest.mark.parametrize(
+    ("sparsity", "pattern"),
+    [("0.5", "unstructured"), ("0.7", "unstructured"), ("0.5", "2:4"), ("0.5", "4:8"), ("0.75", "1:4")],
+)
 def test_admm_equals_the_published_algorithm(sparsity, pattern):
     weight, x = problem(rows=24, columns=96, tokens=300)
     hessian = x.double().T @ x.double()
     count = weight.numel() - int(float(sparsity) * weight.numel())
 
     def keep(values):
-        groups = values.reshape(-1, 8) if pattern == "4:8" else values.reshape(1, -1)
-        top = groups.topk(4 if pattern == "4:8" else count, dim=1).indices
+        kept, of = map(int, pattern.split(":")) if ":" in pattern else (count, values.numel())
+        groups = values.reshape(-1, of)
+        top = groups.topk(kept, dim=1).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, top, True).view(values.shape)
 
     expected = published.alps(weight.double(), hessian, keep)
@@ -295,6 +327,28 @@ def test_a_failing_cholesky_raises_damping_in_recorded_steps():
     assert factor(hessian, 0.0, "layer").raised == 4  # 1e-4, 1e-3, 1e-2, 1e-1
     with pytest.raises(CellError, match="inputs of layer"):
         factor(-100 * hessian + 101 * torch.diag(hessian.diagonal()), 0.01, "layer")
+
+
+@pytest.mark.parametrize(("name", "refit"), [("sparsegpt", False), ("admm", False), ("wanda", True)])
+def test_what_overflows_in_the_models_type_is_an_error_and_not_infinite(name, refit):
+    # Features that are almost equal: what stays takes over what goes, and float16 ends at 65504.
+    torch.manual_seed(0)
+    x = torch.randn(200, 1) + 0.01 * torch.randn(200, 16)
+    weight = torch.full((4, 16), 6e4)
+    found = run(name, weight, x, refit=refit).weight
+    assert float(found.abs().max()) > 65504
+    with pytest.raises(CellError, match="w is not finite in float16, which holds up to 65504"):
+        run(name, weight.half(), x, refit=refit)
+    assert bool(torch.isfinite(run(name, weight.bfloat16(), x, refit=refit).weight).all())
+
+
+def test_a_kept_weight_that_underflows_becomes_the_smallest_of_its_sign():
+    values = torch.tensor([[1e-9, -1e-9, 0.0, 2.0, -3e-8, 5e-8]])
+    smallest = 2.0**-24
+    assert rounded(values, torch.float16, "w").tolist() == [[smallest, -smallest, 0.0, 2.0, -smallest, smallest]]
+    tiny = rounded(torch.tensor([1e-60, -1e-60, 0.0], dtype=torch.float64), torch.float32, "w")
+    assert tiny.tolist() == [2.0**-149, -(2.0**-149), 0.0]
+    assert rounded(values, torch.float32, "w") is values
 
 
 def test_notes_of_a_raised_damping_reach_the_result():

@@ -10,11 +10,10 @@ import torch
 from tiny_models import FAMILIES
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sparsehpc.core.errors import UserError
 from sparsehpc.core.spec import Calibration, Pruning
 from sparsehpc.models.family import structure_from_config
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Site, make_method
-from sparsehpc.pruning.shrink import drop_layers, shrink
+from sparsehpc.pruning.shrink import find_smaller
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.pruning.structured import lowest_units, units_by_layer
 
@@ -68,6 +67,13 @@ def prune(model, structure, pruning):
         weights = {s.parameter.name: tensors[s.parameter.name] for s in sites}
         masked |= {name: r.weight for name, r in method.prune_section(weights, sites, statistics).items()}
     return masked
+
+
+def shrink(tensors, config, structure):
+    """The smaller model's tensors, its config, and why more did not go."""
+    layers = ({p.name: tensors[p.name] for p in structure.in_layer(i)} for i in range(structure.layers))
+    smaller = find_smaller(structure, config, layers)
+    return smaller.cut(tensors), config | smaller.config, smaller.stayed
 
 
 def logits(model, tensors):
@@ -136,11 +142,13 @@ def test_the_smaller_models_logits_equal_the_masked_ones(family, pattern):
     config = FAMILIES[family]
     structure, model = structure_from_config(config), model_of(config)
     masked = prune(model, structure, combination("magnitude", pattern, "0.3" if pattern == "neurons" else "0.5"))
+    tensors, smaller_config, stayed = shrink(masked, config, structure)
     if pattern == "heads" and not family.startswith("llama"):
-        with pytest.raises(UserError, match="cannot leave out heads"):
-            shrink(masked, config, structure)
+        assert "cannot leave out heads: its config ties their size to the width" in stayed[0]
+        assert smaller_config == config
+        assert all(torch.equal(tensor, masked[name]) for name, tensor in tensors.items())
         return
-    tensors, smaller_config = shrink(masked, config, structure)
+    assert not stayed
     smaller = opened(tensors, smaller_config)
     with torch.no_grad():
         found = smaller(IDS).logits
@@ -158,25 +166,73 @@ def test_layers_that_lose_more_keep_zeros_up_to_the_largest():
     masked = {name: p.detach().clone() for name, p in model.named_parameters()}
     for layer, gone in ((0, 100), (1, 60), (2, 128)):
         masked[f"model.layers.{layer}.mlp.down_proj.weight"][:, :gone] = 0
-    tensors, smaller_config = shrink(masked, config, structure)
-    assert smaller_config["intermediate_size"] == 68
+    tensors, smaller_config, stayed = shrink(masked, config, structure)
+    assert smaller_config == config | {"intermediate_size": 68}
+    (reason,) = stayed
+    assert "one number of neurons for all layers, and one layer lost 60 of 128: where more are zero" in reason
     with torch.no_grad():
         found = opened(tensors, smaller_config)(IDS).logits
     assert torch.allclose(found, logits(model, masked), atol=1e-5 * float(found.abs().max()))
 
 
+def empty(tensors, structure, layers):
+    """The same tensors with zeros in every linear and bias of some layers."""
+    gone = {p.name for p in structure.parameters if p.layer in layers and p.kind in ("linear", "bias")}
+    return {name: torch.zeros_like(t) if name in gone else t for name, t in tensors.items()}
+
+
 @pytest.mark.parametrize("family", ["opt", "gpt_neox", "llama"])
-def test_dropping_layers_leaves_the_others_in_order(family):
+def test_empty_layers_go_and_leave_the_others_in_order(family):
     config = FAMILIES[family]
     structure, model = structure_from_config(config), model_of(config)
     tensors = {name: p.detach() for name, p in model.named_parameters()}
-    smaller, smaller_config = drop_layers(tensors, config, structure, [1])
+    smaller, smaller_config, stayed = shrink(empty(tensors, structure, [1]), config, structure)
+    assert not stayed
+    assert smaller_config == config | {"num_hidden_layers": 2}
     shallow = copy.deepcopy(model)
     layers = shallow.get_submodule(structure.layers_path)
     del layers[1]
     shallow.config.num_hidden_layers = 2
     with torch.no_grad():
         assert torch.equal(opened(smaller, smaller_config)(IDS).logits, shallow(IDS, use_cache=False).logits)
+
+
+def test_what_looks_empty_but_is_not_stays():
+    config = FAMILIES["opt"]
+    structure, model = structure_from_config(config), model_of(config)
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    emptied = empty(tensors, structure, [1])
+    emptied["model.decoder.layers.1.fc2.bias"] = tensors["model.decoder.layers.1.fc2.bias"]  # still adds something
+    assert shrink(emptied, config, structure)[1] == config
+    nothing = empty(tensors, structure, [0, 1, 2])
+    _, same, stayed = shrink(nothing, config, structure)
+    assert same["num_hidden_layers"] == 3
+    assert "every decoder layer is empty, and a model needs one" in stayed
+    post_norm = FAMILIES["opt-post-norm"]
+    structure, model = structure_from_config(post_norm), model_of(post_norm)
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    _, same, stayed = shrink(empty(tensors, structure, [2]), post_norm, structure)
+    assert same == post_norm
+    assert "an empty layer is not the same as none" in stayed[0]
+
+
+def test_heads_go_only_to_numbers_that_divide_the_width():
+    config = FAMILIES["llama"] | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}
+    structure, model = structure_from_config(config), model_of(config)
+    masked = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for layer in range(3):
+        masked[f"model.layers.{layer}.self_attn.o_proj.weight"][:, :24] = 0  # five of eight heads live
+    tensors, smaller_config, stayed = shrink(masked, config, structure)
+    assert smaller_config == config
+    assert "8 of 8 units of 1 heads stay where 5 would do" in stayed[0]
+    for layer in range(3):
+        masked[f"model.layers.{layer}.self_attn.o_proj.weight"][:, :40] = 0  # three: one dead head comes along
+    tensors, smaller_config, stayed = shrink(masked, config, structure)
+    assert smaller_config == config | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    assert "4 of 8 units of 1 heads stay where 3 would do" in stayed[0]
+    with torch.no_grad():
+        found = opened(tensors, smaller_config)(IDS).logits
+    assert torch.allclose(found, logits(model, masked), atol=1e-5 * float(found.abs().max()))
 
 
 def test_a_unit_that_nothing_reads_goes_before_one_that_is_read():

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sparsehpc.core.errors import CellError, UserError
+from sparsehpc.core.errors import UserError
 from sparsehpc.pruning.base import METHODS, Method, Options, Pruned, Site
 from sparsehpc.pruning.patterns import removed_count
 
@@ -73,7 +73,9 @@ class Admm(Method):
     name = "admm"
     title = "ADMM (ALPS)"
     citation = (
-        "Meng, Behdin, Wang, Mazumder: ALPS: Improved Optimization for Highly Sparse One-Shot Pruning, NeurIPS 2024"
+        "Boža: Fast and Effective Weight Update for Pruned Large Language Models, 2024 (arXiv:2401.02938); "
+        "step control: Meng, Behdin, Wang, Mazumder: ALPS: Improved Optimization for Highly Sparse One-Shot Pruning "
+        "for Large Language Models, NeurIPS 2024 (arXiv:2406.07831)"
     )
     formula = (
         "min |X (W - W0)|^2 with W = D, D sparse: "
@@ -99,9 +101,8 @@ class Admm(Method):
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Optimise one weight."""
-        import torch
-
         from sparsehpc.pruning.least_squares import fit_on_support, prepare
+        from sparsehpc.pruning.rounding import rounded
         from sparsehpc.pruning.selection import check_weight, lowest, lowest_in_groups
 
         name, pattern = site.parameter.name, self.pattern
@@ -126,9 +127,7 @@ class Admm(Method):
         kept, guess, notes = alternate(gram, dense, removed, self.options.rho, self.options.iterations)
         fit = fit_on_support(gram.float(), dense, kept, guess, self.options.fit_steps, 1e-6)
         pruned = (fit.solution / scale[:, None].float()).T.contiguous()
-        if not bool(torch.isfinite(pruned).all()):
-            raise CellError(f"admm on {name} is not finite")
-        return Pruned(pruned.to(weight.dtype), notes)
+        return Pruned(rounded(pruned, weight.dtype, f"admm on {name}"), notes)
 
 
 def alternate(

@@ -87,6 +87,7 @@ class Flap(Method):
         """Choose the units of the whole model and work out what their means gave."""
         import torch
 
+        from sparsehpc.pruning.rounding import rounded
         from sparsehpc.pruning.selection import check_weight
         from sparsehpc.pruning.structured import lowest_units, unit_sums, units_by_layer
 
@@ -109,7 +110,8 @@ class Flap(Method):
                 weight = read(name)
                 columns = torch.from_numpy(gone[units.reader.owner]).to(weight.device)
                 mean = survey.inputs[name]["input_mean"].masked_fill(~columns, 0)
-                self.bias_changes[name] = (weight.detach().double() @ mean).to(weight.dtype)
+                gave = weight.detach().double() @ mean
+                self.bias_changes[name] = rounded(gave, weight.dtype, f"the compensation of {name}")
 
     def prune_units(
         self,
@@ -118,10 +120,13 @@ class Flap(Method):
         statistics: Mapping[str, Mapping[str, torch.Tensor]],
     ) -> dict[str, Pruned]:
         """Remove the chosen units of one layer."""
+        from sparsehpc.pruning.selection import check_weight
         from sparsehpc.pruning.structured import remove_units, units_by_layer
 
         if self._gone is None:
             raise RuntimeError("flap ranks the whole model: let it learn before pruning")
+        for name, weight in weights.items():
+            check_weight(weight, name)
         results = {name: Pruned(weight.detach().clone()) for name, weight in weights.items()}
         for units in units_by_layer([site.parameter for site in sites], self.pattern.name):
             results |= remove_units(units, weights, self._gone[units.layer])

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from sparsehpc.core.errors import CellError, UserError
+from sparsehpc.core.errors import UserError
 from sparsehpc.pruning.base import METHODS, Method, Options, Pruned, Site
 from sparsehpc.pruning.patterns import removed_count
 
@@ -63,7 +63,9 @@ class SparseGPT(Method):
     differs = (
         "Published code removes one weight more per block, zeroes all weights of dead inputs whatever the "
         "quota, and llm-compressor turns into magnitude pruning if Cholesky fails. As there, a zero of the dense "
-        "weight may come back where an update gives it weight; the count stays. The sweep here needs one "
+        "weight may come back where an update gives it weight; the count stays. Damping is a share of the mean "
+        "diagonal; there a dead input counts in that mean as 1, whatever the scale of the inputs, here as 0, so that "
+        "results do not depend on the scale (without dead inputs the damping is the same). The sweep here needs one "
         "Cholesky and no inverse; its results are the same."
     )
     statistics = ("hessian",)
@@ -76,9 +78,8 @@ class SparseGPT(Method):
 
     def prune(self, weight: torch.Tensor, site: Site, statistics: Mapping[str, torch.Tensor]) -> Pruned:
         """Sweep over the columns of one weight."""
-        import torch
-
         from sparsehpc.pruning.least_squares import factor
+        from sparsehpc.pruning.rounding import rounded
         from sparsehpc.pruning.selection import check_weight
 
         name, sparsity = site.parameter.name, self.sparsity(site)
@@ -87,9 +88,7 @@ class SparseGPT(Method):
             return Pruned(weight.detach().clone())
         found = factor(statistics["hessian"], self.options.damping, name)
         swept = sweep(weight, found.upper, found.dead, self.pattern, sparsity, self.options.block_columns)
-        if not bool(torch.isfinite(swept).all()):
-            raise CellError(f"the sweep over {name} is not finite")
-        return Pruned(swept.to(weight.dtype), found.notes())
+        return Pruned(rounded(swept, weight.dtype, f"the sweep over {name}"), found.notes())
 
 
 #: Columns that are swept one by one before the rest of their block is corrected in one product.
