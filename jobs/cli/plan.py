@@ -42,7 +42,8 @@ def plan(
             summary["cells"] = [key_row(cell) for cell in made.cells]
         echo_json(summary)
         return
-    echo(f"{made.study.name}: {len(made.cells)} cells of {len(made.study.models)} model entries")
+    models = len(made.study.models)
+    echo(f"{made.study.name}: {len(made.cells)} cells of {models} model{'s' if models > 1 else ''}")
     table(
         ("class", "device", "model", "dtype", "cells", "cpus", "GiB", "expected GiB", "GPUs", "minutes"),
         class_rows(made),
