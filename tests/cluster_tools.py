@@ -1,4 +1,4 @@
-"""A tiny study for tests on a real Slurm, and what looks at its jobs and tables."""
+"""Tiny studies for tests on a real Slurm, and what looks at their jobs and tables."""
 
 from __future__ import annotations
 
@@ -37,6 +37,39 @@ cpus = 1
 memory_gib = 1
 minutes = 15
 """
+#: Tables beside the first for a study of every method and every format.
+EVERYTHING = """
+[[grid]]
+methods = ["magnitude-layerwise", "magnitude-rowwise"]
+sparsities = [0.35, 0.65]
+variants = [
+    "auto", "auto-size", "bitmap", "bitmap-int8", "bitmap-q4", "csc", "csr-int64", "csr16",
+    "dense", "dense-bf16", "dense-int8", "dense-q4",
+]
+
+[[grid]]
+methods = ["admm", "ria", "sparsegpt", "wanda"]
+patterns = ["unstructured", "2:4"]
+sparsities = [0.5]
+variants = ["bitmap", "nm"]
+
+[[grid]]
+methods = ["magnitude-layerwise", "wanda"]
+patterns = ["block8x8"]
+sparsities = [0.5]
+variants = ["masked", "bsr"]
+
+[[grid]]
+methods = ["block-influence", "flap", "wanda"]
+patterns = ["layers", "heads", "neurons"]
+sparsities = [0.5]
+variants = ["masked", "compact"]
+
+[calibration]
+corpus = "lines:more.txt"
+windows = 4
+window_tokens = 16
+"""
 CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -56,9 +89,13 @@ NOT_COMPARED = ("costs",)
 
 
 def write_study(folder: Path, cells: str, changes: dict[str, str] | None = None) -> Path:
-    """A study of 9 (``few``) or 201 (``many``) cells."""
-    count = {"few": 2, "many": 50}[cells]
+    """A study of 9 cells (``few``), or of 204 with every method and every format (``many``)."""
+    count = {"few": 2, "many": 36}[cells]
     text = STUDY.replace("{sparsities}", str([round(0.9 * (n + 1) / count, 3) for n in range(count)]))
+    if cells == "many":
+        text = text.replace("[grid]", "[[grid]]") + EVERYTHING
+        days = (f"On day {n} the baker sold {7 * n} loaves and kept one.\n" for n in range(8))
+        (folder / "more.txt").write_text("".join(days))
     for old, new in (changes or {}).items():
         assert old in text
         text = text.replace(old, new)
@@ -123,6 +160,28 @@ def caught(
         assert time.monotonic() < deadline, f"{len(held)} of {tasks} tasks of job {job_id} were seen"
         time.sleep(0.02)
     return held
+
+
+def hold_to_the_end(pid: int) -> None:
+    """Keep a stopped process stopped whatever wakes it, until somebody kills it: Slurm lets it end in peace first."""
+    with contextlib.suppress(ProcessLookupError):
+        while state_letter(pid) not in ("", "Z"):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
+
+
+def signal_waits(pid: int, number: signal.Signals) -> bool:
+    """Whether a stopped process will get a signal as soon as it goes on."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def state_letter(pid: int) -> str:
+    """State of a process as /proc says it: ``T`` is stopped; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def slurm(*command: str) -> str:
