@@ -99,7 +99,7 @@ def _ours(cells: int, pack: int, profile: Any, folder: Path) -> dict[str, float]
     run = RunFolder(folder)
     queue = Queue(run.submissions, interval_s=profile.limits.poll_interval_s, accounting=profile.limits.accounting)
     resources = Resources(memory_gib=0.5, minutes=15)
-    limits = read_limits(accounting=profile.limits.accounting)
+    limits = read_limits(profile)
     planned = time.perf_counter()
     sent = []
     for tasks in split(_packs(cells, pack), array_tasks(profile.limits, limits)):
@@ -142,7 +142,7 @@ def _submitit(cells: int, pack: int, profile: Any, folder: Path) -> dict[str, fl
     job = profile.job_for(Resources())
     started = time.perf_counter()
     packs = _packs(cells, pack)
-    most = array_tasks(profile.limits, read_limits(accounting=profile.limits.accounting))
+    most = array_tasks(profile.limits, read_limits(profile))
     planned = time.perf_counter()
     found: list[Any] = []
     for number, tasks in enumerate(split(packs, most)):
