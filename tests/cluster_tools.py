@@ -10,6 +10,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from slurm.testbed import Testbed
 
@@ -171,8 +174,11 @@ def hold_to_the_end(pid: int) -> None:
 
 
 def signal_waits(pid: int, number: signal.Signals) -> bool:
-    """Whether a stopped process will get a signal as soon as it goes on."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    """Whether a stopped process will get a signal as soon as it goes on; also where it did and is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
     return any(mask >> (number - 1) & 1 for mask in masks)
 
@@ -227,6 +233,20 @@ def ended(job_id: str) -> bool:
     states = [line.split("|") for line in answer.stdout.splitlines()]
     open_states = ("RUNNING", "PENDING", "REQUEUED", "SUSPENDED")
     return answer.returncode != 0 or (bool(states) and not any(state.startswith(open_states) for _, state in states))
+
+
+def cannot(words: str, right: str = "") -> NoReturn:
+    """Skip a test for something that is missing, and say so; where the cluster tests are required, it fails instead.
+
+    Without the right that it takes (a capability of the kernel), it is skipped all the same: nothing is missing then
+    that could be installed.
+    """
+    bit = {"CAP_CHOWN": 0, "CAP_SYS_ADMIN": 21}.get(right)
+    status = Path("/proc/self/status").read_text()
+    held = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    if os.environ.get("SPARSEHPC_REQUIRE_CLUSTER") and (bit is None or held >> bit & 1):
+        pytest.fail(words)
+    pytest.skip(words)
 
 
 def memory_disk() -> str:

@@ -41,14 +41,14 @@ class Storm:
         jobs = [item.job_id for item in read_ledger(self.run)[0] if item.job_id and item.purpose == "cells"]
         return [(job, *task) for job in jobs for task in task_processes(job)]
 
-    def _some_task(self, fits=lambda pid: True):
-        """One that runs, if one comes within a while; where nothing is left to run, what was broken goes again."""
-        deadline = time.monotonic() + 40
+    def _some_task(self):
+        """One that runs; where all are over, what was broken goes again, and where nothing is, something is broken."""
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if found := [task for task in self._tasks() if fits(task[1])]:
+            if found := self._tasks():
                 return self.choose.choice(found)
-            if self.run.root.name not in slurm("squeue", "-h", "-o", "%j"):
-                self.retry()
+            if self.run.root.name not in slurm("squeue", "-h", "-o", "%j") and not self.retry():
+                self.truncate_a_shard()
             time.sleep(0.3)
         return None
 
@@ -112,14 +112,14 @@ class Storm:
         return busy is not None
 
     def stop_a_node(self):
-        def on_it(pid):
-            with contextlib.suppress(OSError):
-                return b"SLURMD_NODENAME=c2" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if not (found := self._some_task()):
             return False
-
-        if not self._some_task(on_it):
+        try:
+            variables = Path(f"/proc/{found[1]}/environ").read_bytes().split(b"\0")
+        except OSError:
             return False
-        with lost_node(self.bed, "c2", patience_s=0):
+        [node] = (word.partition(b"=")[2].decode() for word in variables if word.startswith(b"SLURMD_NODENAME="))
+        with lost_node(self.bed, node, patience_s=0):
             return True
 
     @contextlib.contextmanager
@@ -178,7 +178,7 @@ class Storm:
 def test_two_hundred_cells_through_a_storm(bed, study_folder, cli, finish, profile, tmp_path, undisturbed, wait_for):
     study, run, choose = write_study(study_folder, "many"), tmp_path / "storm", random.Random(SEED)
     polite = profile(limits="max_array_tasks = 6", interval_s=60.0)
-    words = ["submit", str(study), "--profile", polite, "--out", str(run), "--yes", "--pack", "12", "--no-aggregate"]
+    words = ["submit", str(study), "--profile", polite, "--out", str(run), "--yes", "--pack", "17", "--no-aggregate"]
     sender = subprocess.Popen(
         [sys.executable, "-m", "jobs", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -188,14 +188,16 @@ def test_two_hundred_cells_through_a_storm(bed, study_folder, cli, finish, profi
     sender.wait()
 
     def retry():
-        answer = cli("retry", run, "--yes", "--no-aggregate", "--profile", "testbed")
-        assert answer.code in (0, 2), answer.said  # a scheduler that has just been restarted may not answer
+        """Whether anything goes again, or may: a scheduler that has just been restarted need not answer."""
+        answer = cli("retry", run, "--yes", "--no-aggregate", "--profile", "testbed", "--json")
+        assert answer.code in (0, 2), answer.said
+        return answer.code == 2 or bool(json.loads(answer.out)["job_ids"])
 
     storm = Storm(bed, run, wait_for, choose, retry)
     faults = list(FAULTS)
     choose.shuffle(faults)
     storm.throw(faults.pop())
-    answer = cli("submit", study, "--profile", "testbed", "--out", run, "--yes", "--pack", "12", "--no-aggregate")
+    answer = cli("submit", study, "--profile", "testbed", "--out", run, "--yes", "--pack", "17", "--no-aggregate")
     assert answer.code == 0, answer.said
     for fault in faults:
         time.sleep(choose.uniform(0, 1))
