@@ -132,7 +132,10 @@ class Answer:
 
 
 def task_processes(job_id: str) -> list[tuple[int, int]]:
-    """Process ids of an array's running tasks, with their index: the Python that computes cells."""
+    """Process ids of an array's running tasks, with their index: the Python that computes cells.
+
+    Of this test session's cluster alone: others on this machine number their jobs alike.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -140,8 +143,9 @@ def task_processes(job_id: str) -> list[tuple[int, int]]:
                 values = dict(
                     pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair
                 )
+                here = values.get(b"SLURM_CONF", b"").decode() == os.environ["SLURM_CONF"]
                 ours = values.get(b"SLURM_ARRAY_JOB_ID", b"").decode() == job_id and b"SLURM_PROCID" in values
-                if ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
+                if here and ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
                     found.append((int(entry.name), int(values[b"SLURM_ARRAY_TASK_ID"])))
     return found
 
