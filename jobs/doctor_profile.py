@@ -24,11 +24,13 @@ from slurm.profile import Profile
 from slurm.resources import Resources
 from slurm.sbatch import check_folder, script_text
 from sparsehpc.core.errors import UserError
-from sparsehpc.core.provenance import software
+from sparsehpc.core.provenance import machine, software
 
 #: Clocks may differ by so much, waiting for the answer included, before file times mislead.
 _CLOCK_S = 90.0
 _POLL_S = 1.0
+#: What kernels use, of what processors say they have.
+_FAST = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
 
 
 def classes(profile: Profile) -> list[Resources]:
@@ -125,15 +127,7 @@ def _judge(found: dict[str, Any], asked: Resources) -> Iterator[Check]:
         yield Check(
             f"{where}: versions", "ok", f"as here: Python {there['python']}, torch {there['versions'].get('torch')}"
         )
-    features = set(found["machine"]["cpu_features"])
-    fast = [
-        name
-        for name in ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
-        if name in features
-    ]
-    yield Check(
-        f"{where}: processor", "ok", f"{found['machine']['cpu_model']}; {' '.join(fast) or 'no vector extensions'}"
-    )
+    yield _processor(found["machine"], where)
     if found["affinity"] < asked.cpus:
         advice = "some Slurms drop --cpus-per-task inside srun: set srun_args = ['--cpus-per-task=N'] in the profile"
         yield Check(f"{where}: cores", "wrong", f"{found['affinity']} usable, {asked.cpus} asked", advice)
@@ -166,3 +160,19 @@ def _judge(found: dict[str, Any], asked: Resources) -> Iterator[Check]:
         )
     else:
         yield Check(f"{where}: clock", "ok", "agrees with this machine's")
+
+
+def _processor(node: dict[str, Any], where: str) -> Check:
+    """The node's processor, and what it lacks of this machine's: kernels are compiled where they are installed."""
+    features = set(node["cpu_features"])
+    here = machine()
+    words = f"{node['cpu_model']}; {' '.join(name for name in _FAST if name in features) or 'no vector extensions'}"
+    lacking = [name for name in _FAST if name in here["cpu_features"] and name not in features]
+    if not lacking:
+        return Check(f"{where}: processor", "ok", words)
+    return Check(
+        f"{where}: processor",
+        "note",
+        f"{words}; lacks what this machine has: {' '.join(lacking)}",
+        "kernels are chosen on the node, so that it works, slower; timings do not compare with this machine's",
+    )

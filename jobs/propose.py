@@ -177,7 +177,7 @@ def room(profile: Profile) -> tuple[ClusterLimits, int | None]:
     queued = tasks_in_queue()
     if queued is None:
         raise UserError(_NO_ANSWER, _LATER)
-    limits = read_limits(accounting=profile.limits.accounting)
+    limits = read_limits(profile)
     return limits, free_slots(profile.limits, limits, queued)
 
 

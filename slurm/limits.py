@@ -7,12 +7,19 @@ import getpass
 import itertools
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import TypeVar
 
-from slurm.profile import Limits
+from slurm.profile import Limits, Profile
 
 T = TypeVar("T")
+Run = Callable[[Sequence[str]], str | None]
+
+#: Columns of sacctmgr that bound how many jobs may be in the queue.
+_OF_USER = ("MaxSubmitJobs", "GrpSubmitJobs")
+_OF_QOS = ("MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs")
+#: Slurm's own, where an association names no default.
+_USUAL_QOS = "normal"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class ClusterLimits:
     max_array_size
         Slurm's MaxArraySize: the largest index of an array is one less.
     max_submit
-        Jobs this user may have in the queue at once (the least of what associations say).
+        Jobs this user may have in the queue at once (the least of what associations and QOS say).
     """
 
     max_array_size: int | None = None
@@ -40,25 +47,66 @@ def ask(command: Sequence[str], timeout_s: float = 20.0) -> str | None:
     return answer.stdout if answer.returncode == 0 else None
 
 
-def read_limits(*, accounting: bool = True) -> ClusterLimits:
-    """Ask ``scontrol`` and, where there is accounting, ``sacctmgr``."""
-    config = ask(["scontrol", "show", "config"]) or ""
+def read_limits(profile: Profile, run: Run = ask) -> ClusterLimits:
+    """Ask ``scontrol`` and, where there is accounting, ``sacctmgr``; of accounts and QOS only what the profile uses."""
+    config = run(["scontrol", "show", "config"]) or ""
     max_submit = None
-    if accounting:
-        rows = ask(
-            [
-                "sacctmgr",
-                "-nP",
-                "show",
-                "associations",
-                "where",
-                "user=" + getpass.getuser(),
-                "format=MaxSubmitJobs,GrpSubmitJobs",
-            ]
-        )
-        numbers = [int(word) for word in re.findall(r"\d+", rows or "")]
-        max_submit = min(numbers, default=None)
+    if profile.limits.accounting:
+        max_submit = submit_limit(run, *(_used(profile, key) for key in ("account", "partition", "qos")))
     return ClusterLimits(_number(config, "MaxArraySize"), max_submit)
+
+
+def submit_limit(run: Run, accounts: Set[str], partitions: Set[str], qos: Set[str]) -> int | None:
+    """Jobs this user may have in the queue: the least of what associations, QOS and the partitions' QOS say.
+
+    Parameters
+    ----------
+    run
+        Runs a command; see `ask`.
+    accounts, partitions, qos
+        What jobs name; ``""`` stands for the default one.
+    """
+    user = getpass.getuser()
+    rows = _table(run, f"user {user} withassoc", "DefaultAccount", "Account", "Partition", "DefaultQOS", *_OF_USER)
+    limits, named = list[str](), {name for name in qos if name}
+    for default, account, partition, usual, *most in rows:
+        if account in accounts or ("" in accounts and account == default):
+            if partition and partition not in partitions:
+                continue  # an association for one partition, and of no other
+            limits += most
+            if "" in qos:
+                named.add(usual or _USUAL_QOS)
+    for name, values in partition_values(run(["scontrol", "--oneliner", "show", "partition"]) or "").items():
+        if (name in partitions or ("" in partitions and values.get("Default") == "YES")) and "QoS" in values:
+            named.add(values["QoS"])
+    limits += [limit for name, *most in _table(run, "qos", "Name", *_OF_QOS) if name in named for limit in most]
+    return min((int(limit) for limit in limits if limit.isdigit()), default=None)
+
+
+def partition_values(text: str) -> dict[str, dict[str, str]]:
+    """Keys and values of ``scontrol --oneliner show partition``, by the partition's name.
+
+    >>> partition_values("PartitionName=cpu Default=YES QoS=N/A")["cpu"]["Default"]
+    'YES'
+    """
+    found = {}
+    for line in text.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S*)", line))
+        if "PartitionName" in values:
+            found[values["PartitionName"]] = values
+    return found
+
+
+def _table(run: Run, what: str, *columns: str) -> list[list[str]]:
+    text = run(["sacctmgr", "-nP", "show", *what.split(), f"format={','.join(columns)}"]) or ""
+    rows = [line.split("|") for line in text.splitlines()]
+    return [row for row in rows if len(row) == len(columns)]
+
+
+def _used(profile: Profile, key: str) -> set[str]:
+    """What a profile's jobs name for one key, in ``[job]`` and in the classes that name their own."""
+    own = (getattr(job, key) for job in profile.classes.values() if key in job.model_fields_set)
+    return {part for names in (getattr(profile.job, key), *own) for part in names.split(",")}
 
 
 def array_tasks(limits: Limits, cluster: ClusterLimits) -> int:

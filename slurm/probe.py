@@ -6,13 +6,11 @@ import dataclasses
 import getpass
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from slurm.limits import ask
+from slurm.limits import Run, ask, partition_values, submit_limit
 from slurm.node import SCRATCH_VARIABLES
 from sparsehpc.core.errors import UserError
-
-Run = Callable[[Sequence[str]], str | None]
 
 #: One array never has more tasks, whatever the cluster allows: its files lie in one folder.
 _MOST_ARRAY = 500
@@ -37,6 +35,10 @@ class Partition:
         GPUs a node.
     features
         What ``constraint`` can choose.
+    accounts, qos
+        Who may use it; empty: everybody.
+    max_nodes
+        Most nodes a job; None: no limit.
     """
 
     name: str
@@ -49,6 +51,9 @@ class Partition:
     gpu_types: tuple[str, ...] = ()
     gpus: int = 0
     features: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
+    qos: tuple[str, ...] = ()
+    max_nodes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +69,7 @@ class Cluster:
     max_array_size, accounting
         See scontrol's MaxArraySize and AccountingStorageType.
     accounts, qos
-        What this user may charge and ask for; empty where accounting does not say.
+        What this user may charge (the default account first) and ask for; empty where accounting does not say.
     max_submit
         Jobs this user may have in the queue.
     scratch
@@ -83,7 +88,7 @@ class Cluster:
 
 
 def probe(run: Run = ask, environment: Mapping[str, str] | None = None) -> Cluster:
-    """Ask ``scontrol``, ``sinfo`` and, where there is accounting, ``sacctmgr``; five commands in all.
+    """Ask ``scontrol``, ``sinfo`` and, where there is accounting, ``sacctmgr``; a handful of commands in all.
 
     Raises
     ------
@@ -99,18 +104,19 @@ def probe(run: Run = ask, environment: Mapping[str, str] | None = None) -> Clust
         )
     values = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", config, re.MULTILINE))
     accounting = "none" not in values.get("AccountingStorageType", "none").lower().replace("(null)", "none")
-    accounts, qos, submit = _association(run) if accounting else ((), (), None)
+    accounts, qos = _association(run) if accounting else ((), ())
+    allowed = partition_values(run(["scontrol", "--oneliner", "show", "partition"]) or "")
     outside = os.environ if environment is None else environment
     size = values.get("MaxArraySize", "")
     return Cluster(
         name=values.get("ClusterName", "cluster"),
         version=values.get("SLURM_VERSION", "unknown"),
-        partitions=tuple(parse_sinfo(nodes)),
+        partitions=tuple(with_limits(part, allowed.get(part.name, {})) for part in parse_sinfo(nodes)),
         max_array_size=int(size) if size.isdigit() else None,
         accounting=accounting,
         accounts=accounts,
         qos=qos,
-        max_submit=submit,
+        max_submit=submit_limit(run, {""}, {""}, {""}) if accounting else None,
         scratch=tuple(name for name in dict.fromkeys(_SITE_SCRATCH) if outside.get(name)),
     )
 
@@ -140,6 +146,23 @@ def parse_sinfo(text: str) -> list[Partition]:
     return list(found.values())
 
 
+def with_limits(part: Partition, values: Mapping[str, str]) -> Partition:
+    """Add what ``scontrol show partition`` says: who may use it, and the most memory and nodes of a job."""
+    memory = [part.memory_gib]
+    if (most := values.get("MaxMemPerNode", "")).isdigit():
+        memory.append(int(most) / 1024)
+    if (most := values.get("MaxMemPerCPU", "")).isdigit():
+        memory.append(int(most) * part.cpus / 1024)
+    nodes = values.get("MaxNodes", "")
+    return dataclasses.replace(
+        part,
+        memory_gib=min(memory),
+        accounts=_named(values.get("AllowAccounts", "ALL")),
+        qos=_named(values.get("AllowQos", "ALL")),
+        max_nodes=int(nodes) if nodes.isdigit() else None,
+    )
+
+
 def profile_text(cluster: Cluster, today: str) -> str:
     """Write a commented profile: what was found, and a choice of partitions to look at."""
     cpu, gpu = _choice(cluster, gpus=False), _choice(cluster, gpus=True)
@@ -164,7 +187,7 @@ def profile_text(cluster: Cluster, today: str) -> str:
         lines.append(f"max_minutes = {min(limit for limit in limits if limit is not None)}")
     memory = [part.memory_gib for part in (cpu, gpu) if part is not None]
     if memory:
-        lines.append(f"max_memory_gib = {int(min(memory))}.0   # of the smallest node")
+        lines.append(f"max_memory_gib = {int(min(memory))}.0   # of the smallest node, or what the partition allows")
     lines.append(f"accounting = {str(cluster.accounting).lower()}")
     lines += ["", "[job]", *_account_lines(cluster), 'setup = []                  # e.g. ["module load python/3.12"]']
     lines += ['# python = "python"         # default: the interpreter that submits', "", "[class.cpu]"]
@@ -203,26 +226,41 @@ def _partition_lines(partitions: Sequence[Partition]) -> list[str]:
         words = [f"{part.nodes} nodes", f"{part.cpus} cores", f"{part.memory_gib:.0f} GiB", limit]
         if part.gpus:
             words.insert(3, f"{part.gpus} GPUs {' '.join(kind for kind in part.gpu_types if kind)}".strip())
+        words += [f"at most {part.max_nodes} nodes a job"] if part.max_nodes is not None else []
+        words += [
+            f"only {name} {' '.join(map(_plain, v))}"
+            for name, v in (("account", part.accounts), ("qos", part.qos))
+            if v
+        ]
         words += [] if part.up else ["down"]
         lines.append(f"{part.name}{'*' * part.default}: {', '.join(words)}")
     return lines
 
 
 def _choice(cluster: Cluster, *, gpus: bool) -> Partition | None:
-    """Partition to start from: up, of this kind, the default one or the one with most nodes."""
-    fitting = [part for part in cluster.partitions if part.up and bool(part.gpus) == gpus]
+    """Partition to start from: up, of this kind, open to this user, the default one or the one with most nodes."""
+    mine = set(cluster.accounts)
+    fitting = [
+        part
+        for part in cluster.partitions
+        if part.up and bool(part.gpus) == gpus and (not mine or not part.accounts or mine & set(part.accounts))
+    ]
     return max(fitting, key=lambda part: (part.default, part.nodes), default=None)
 
 
-def _association(run: Run) -> tuple[tuple[str, ...], tuple[str, ...], int | None]:
-    words = ["sacctmgr", "-nP", "show", "associations", "where", f"user={getpass.getuser()}"]
-    rows = [line.split("|") for line in (run([*words, "format=Account,QOS,MaxSubmitJobs"]) or "").splitlines()]
-    rows = [row for row in rows if len(row) == 3]
+def _association(run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    words = ["sacctmgr", "-nP", "show", "associations", "where", f"user={getpass.getuser()}", "format=Account,QOS"]
+    rows = [line.split("|") for line in (run(words) or "").splitlines()]
+    rows = [row for row in rows if len(row) == 2]
     default = (run(["sacctmgr", "-nP", "show", "user", getpass.getuser(), "format=DefaultAccount"]) or "").strip()
     accounts = sorted({row[0] for row in rows if row[0]}, key=lambda name: (name != default, name))
     qos = dict.fromkeys(name for row in rows for name in row[1].split(",") if name)
-    limits = [int(row[2]) for row in rows if row[2].isdigit()]
-    return tuple(accounts), tuple(qos), min(limits, default=None)
+    return tuple(accounts), tuple(qos)
+
+
+def _named(text: str) -> tuple[str, ...]:
+    """Names of a list of scontrol; empty where it says that all are allowed."""
+    return () if text.upper() in ("ALL", "", "(NULL)", "N/A") else tuple(text.split(","))
 
 
 def _joined(one: Partition, other: Partition) -> Partition:

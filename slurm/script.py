@@ -54,7 +54,15 @@ def hand_script(
 
 
 def aggregate_script(
-    run: Path, name: str, folder: Path, after: Sequence[str], resources: Resources, profile: Profile
+    run: Path,
+    name: str,
+    folder: Path,
+    after: Sequence[str],
+    resources: Resources,
+    profile: Profile,
+    *,
+    python: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> str:
     """Text of the job that writes tables and report once all arrays have ended, however they ended.
 
@@ -71,6 +79,8 @@ def aggregate_script(
         better than none.
     resources, profile
         What it asks for, and of which cluster.
+    python, environment
+        See `slurm.sbatch.sbatch_text`.
     """
     check_folder(folder)
     directives: dict[str, str | int | bool] = {"output": f"{folder}/%j_log.out", "error": f"{folder}/%j_log.err"}
@@ -78,4 +88,5 @@ def aggregate_script(
         directives["dependency"] = f"afterany:{':'.join(after)}"
     root = shlex.quote(str(run.absolute()))
     commands = [["-u", "-m", "jobs", verb, root] for verb in ("aggregate", "report")]
-    return script_text(profile.job_for(resources), resources, name, directives, commands)
+    job = profile.job_for(resources)
+    return script_text(job, resources, name, directives, commands, python=python, environment=environment)

@@ -1,4 +1,4 @@
-"""A tiny study for tests on a real Slurm, and what looks at its jobs and tables."""
+"""Tiny studies for tests on a real Slurm, and what looks at their jobs and tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 from slurm.testbed import Testbed
 
@@ -37,6 +40,39 @@ cpus = 1
 memory_gib = 1
 minutes = 15
 """
+#: Tables beside the first for a study of every method and every format.
+EVERYTHING = """
+[[grid]]
+methods = ["magnitude-layerwise", "magnitude-rowwise"]
+sparsities = [0.35, 0.65]
+variants = [
+    "auto", "auto-size", "bitmap", "bitmap-int8", "bitmap-q4", "csc", "csr-int64", "csr16",
+    "dense", "dense-bf16", "dense-int8", "dense-q4",
+]
+
+[[grid]]
+methods = ["admm", "ria", "sparsegpt", "wanda"]
+patterns = ["unstructured", "2:4"]
+sparsities = [0.5]
+variants = ["bitmap", "nm"]
+
+[[grid]]
+methods = ["magnitude-layerwise", "wanda"]
+patterns = ["block8x8"]
+sparsities = [0.5]
+variants = ["masked", "bsr"]
+
+[[grid]]
+methods = ["block-influence", "flap", "wanda"]
+patterns = ["layers", "heads", "neurons"]
+sparsities = [0.5]
+variants = ["masked", "compact"]
+
+[calibration]
+corpus = "lines:more.txt"
+windows = 4
+window_tokens = 16
+"""
 CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -56,9 +92,13 @@ NOT_COMPARED = ("costs",)
 
 
 def write_study(folder: Path, cells: str, changes: dict[str, str] | None = None) -> Path:
-    """A study of 9 (``few``) or 201 (``many``) cells."""
-    count = {"few": 2, "many": 50}[cells]
+    """A study of 9 cells (``few``), or of 204 with every method and every format (``many``)."""
+    count = {"few": 2, "many": 36}[cells]
     text = STUDY.replace("{sparsities}", str([round(0.9 * (n + 1) / count, 3) for n in range(count)]))
+    if cells == "many":
+        text = text.replace("[grid]", "[[grid]]") + EVERYTHING
+        days = (f"On day {n} the baker sold {7 * n} loaves and kept one.\n" for n in range(8))
+        (folder / "more.txt").write_text("".join(days))
     for old, new in (changes or {}).items():
         assert old in text
         text = text.replace(old, new)
@@ -92,7 +132,10 @@ class Answer:
 
 
 def task_processes(job_id: str) -> list[tuple[int, int]]:
-    """Process ids of an array's running tasks, with their index: the Python that computes cells."""
+    """Process ids of an array's running tasks, with their index: the Python that computes cells.
+
+    Of this test session's cluster alone: others on this machine number their jobs alike.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -100,8 +143,9 @@ def task_processes(job_id: str) -> list[tuple[int, int]]:
                 values = dict(
                     pair.split(b"=", 1) for pair in (entry / "environ").read_bytes().split(b"\0") if b"=" in pair
                 )
+                here = values.get(b"SLURM_CONF", b"").decode() == os.environ["SLURM_CONF"]
                 ours = values.get(b"SLURM_ARRAY_JOB_ID", b"").decode() == job_id and b"SLURM_PROCID" in values
-                if ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
+                if here and ours and not (entry / "cmdline").read_bytes().startswith(b"srun"):
                     found.append((int(entry.name), int(values[b"SLURM_ARRAY_TASK_ID"])))
     return found
 
@@ -123,6 +167,31 @@ def caught(
         assert time.monotonic() < deadline, f"{len(held)} of {tasks} tasks of job {job_id} were seen"
         time.sleep(0.02)
     return held
+
+
+def hold_to_the_end(pid: int) -> None:
+    """Keep a stopped process stopped whatever wakes it, until somebody kills it: Slurm lets it end in peace first."""
+    with contextlib.suppress(ProcessLookupError):
+        while state_letter(pid) not in ("", "Z"):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
+
+
+def signal_waits(pid: int, number: signal.Signals) -> bool:
+    """Whether a stopped process will get a signal as soon as it goes on; also where it did and is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+def state_letter(pid: int) -> str:
+    """State of a process as /proc says it: ``T`` is stopped; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def slurm(*command: str) -> str:
@@ -168,6 +237,20 @@ def ended(job_id: str) -> bool:
     states = [line.split("|") for line in answer.stdout.splitlines()]
     open_states = ("RUNNING", "PENDING", "REQUEUED", "SUSPENDED")
     return answer.returncode != 0 or (bool(states) and not any(state.startswith(open_states) for _, state in states))
+
+
+def cannot(words: str, right: str = "") -> NoReturn:
+    """Skip a test for something that is missing, and say so; where the cluster tests are required, it fails instead.
+
+    Without the right that it takes (a capability of the kernel), it is skipped all the same: nothing is missing then
+    that could be installed.
+    """
+    bit = {"CAP_CHOWN": 0, "CAP_SYS_ADMIN": 21}.get(right)
+    status = Path("/proc/self/status").read_text()
+    held = int(next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1], 16)
+    if os.environ.get("SPARSEHPC_REQUIRE_CLUSTER") and (bit is None or held >> bit & 1):
+        pytest.fail(words)
+    pytest.skip(words)
 
 
 def memory_disk() -> str:

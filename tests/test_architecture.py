@@ -169,3 +169,55 @@ def test_verbs_that_read_a_run_load_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", make], cwd=tmp_path, check=True)
     for words in (["status", "run"], ["aggregate", "run"], ["report", "run"]):
         assert not loaded_by(tmp_path, *words) & set(HEAVY), words
+
+
+PICKLERS = ("pickle", "cloudpickle", "dill", "marshal", "joblib")
+UNPICKLES = ("Unpickler", "read_pickle", "pickle_load")
+
+
+def calls_that_run_code(tree: ast.AST) -> list[str]:
+    """Calls through which a file could run code: eval and exec, pickles of any kind, a hub's code."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            found += [] if ast.unparse(node.value) == "False" else [f"{node.arg}={ast.unparse(node.value)}"]
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        first, last = name.partition(".")[0], name.rpartition(".")[2]
+        unpickles = first in PICKLERS and last in ("load", "loads")
+        if unpickles or name in ("eval", "exec", "compile", "__import__") or last in UNPICKLES:
+            found.append(name)
+        elif name == "torch.load" and not any(
+            word.arg == "weights_only" and isinstance(word.value, ast.Constant) and word.value.value is True
+            for word in node.keywords
+        ):
+            found.append("torch.load without weights_only=True")
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eval(x)", "exec(x)", "pickle.load(f)", "pickle.loads(b)", "cloudpickle.loads(b)", "pickle.Unpickler(f)",
+        "pd.read_pickle(f)", "utils.pickle_load(f)", "torch.load(f)", "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=w)", "np.load(f, allow_pickle=True)", "M.from_config(c, trust_remote_code=t)",
+    ],
+)  # fmt: skip
+def test_calls_that_run_code_are_seen(text: str) -> None:
+    assert calls_that_run_code(ast.parse(text))
+
+
+@pytest.mark.parametrize("text", ["torch.load(f, weights_only=True)", "model.eval()", "json.loads(b)", "re.compile(p)"])
+def test_calls_that_do_not_are_not(text: str) -> None:
+    assert calls_that_run_code(ast.parse(text)) == []
+
+
+def test_files_never_run_code() -> None:
+    """Only a job reads a pickle, its own submission's payload, after its owner and mode were checked."""
+    found = {name: calls_that_run_code(ast.parse(path.read_text(encoding="utf-8"))) for name, path in MODULES.items()}
+    assert {name: calls for name, calls in found.items() if calls} == {
+        "slurm.task": ["pickle.load"],
+        # Results of the benchmark's own jobs, of a moment ago.
+        "jobs.bench.dispatch": ["pickle_load"],
+    }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aggregate.figures.curves import draw_curves, draw_tipping
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import new_figure
+from aggregate.figures.style import add_legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,5 +28,5 @@ def draw(data: ModelData) -> Figure | None:
     draw_tipping(axes, data, "top1_agreement", 0.02)
     axes.set_ylabel("equal top-1 choices (%)")
     axes.set_ylim(bottom=0, top=103)
-    axes.legend(fontsize=8, frameon=False, handlelength=4)
+    add_legend(figure, axes)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aggregate.figures.curves import draw_curves, draw_tipping
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import VERMILLION, new_figure, number
+from aggregate.figures.style import VERMILLION, add_legend, new_figure, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def draw(data: ModelData) -> Figure | None:
         )
     axes.set_ylabel("perplexity")
     plain_ticks(axes)
-    axes.legend(fontsize=8, frameon=False, handlelength=4)
+    add_legend(figure, axes)
     return figure
 
 

@@ -68,6 +68,8 @@ DPI = 150
 SMALLEST_PLAIN = 1e-7
 
 _LONGEST_LABEL = 60
+#: So many entries of a legend fit beside the lines.
+_MOST_INSIDE, _ENTRY_INCHES = 16, 0.16
 
 
 class Look(NamedTuple):
@@ -189,3 +191,15 @@ def new_figure(title: str, trained: bool, *, width: float = 7.5, height: float =
         # Room above the title, so that the mark covers nothing.
         axes.set_title(f"\n{title}", loc="left", fontsize=11)
     return figure, axes
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines of a figure: among them where there are few, else below, in a figure that is so much taller."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= _MOST_INSIDE:
+        axes.legend(fontsize=8, frameon=False, handlelength=4)
+        return
+    columns = 2
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _ENTRY_INCHES * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False, handlelength=4)

@@ -7,15 +7,13 @@ option ``profile`` a private cluster is started and ended.
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.bench import Row
+from jobs.bench._cluster import cluster, folder
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.spec import Cell, Pruning, Windows, decimal_text
 
@@ -42,13 +40,13 @@ def run(options: Mapping[str, str]) -> list[Row]:
     values = {**DEFAULTS, **options}
     cells, pack, repeats = (int(values[key]) for key in ("cells", "pack", "repeats"))
     rows: list[Row] = []
-    with _cluster(values["profile"], tasks=-(-cells // pack)) as profile, _folder(values["dir"]) as folder:
+    with cluster(values["profile"], tasks=-(-cells // pack)) as profile, folder(values["dir"]) as place:
         for repeat in range(repeats):
             # The order turns with every repeat, so that neither side always meets a warm machine.
             sides = [("ours", _ours), ("submitit", _submitit)]
             took: dict[str, dict[str, float]] = {}
             for name, side in sides if repeat % 2 == 0 else sides[::-1]:
-                took[name] = side(cells, pack, profile, folder / f"{name}-{repeat}")
+                took[name] = side(cells, pack, profile, place / f"{name}-{repeat}")
             rows.append(
                 {
                     "suite": "dispatch",
@@ -99,7 +97,7 @@ def _ours(cells: int, pack: int, profile: Any, folder: Path) -> dict[str, float]
     run = RunFolder(folder)
     queue = Queue(run.submissions, interval_s=profile.limits.poll_interval_s, accounting=profile.limits.accounting)
     resources = Resources(memory_gib=0.5, minutes=15)
-    limits = read_limits(accounting=profile.limits.accounting)
+    limits = read_limits(profile)
     planned = time.perf_counter()
     sent = []
     for tasks in split(_packs(cells, pack), array_tasks(profile.limits, limits)):
@@ -142,7 +140,7 @@ def _submitit(cells: int, pack: int, profile: Any, folder: Path) -> dict[str, fl
     job = profile.job_for(Resources())
     started = time.perf_counter()
     packs = _packs(cells, pack)
-    most = array_tasks(profile.limits, read_limits(accounting=profile.limits.accounting))
+    most = array_tasks(profile.limits, read_limits(profile))
     planned = time.perf_counter()
     found: list[Any] = []
     for number, tasks in enumerate(split(packs, most)):
@@ -166,36 +164,3 @@ def _times(started: float, planned: float, submitted: float) -> dict[str, float]
     now = time.perf_counter()
     parts = {"plan_s": planned - started, "submit_s": submitted - planned, "collect_s": now - submitted}
     return {"total_s": now - started, **parts}
-
-
-@contextmanager
-def _cluster(name: str, tasks: int) -> Iterator[Any]:
-    """Profile of the cluster to use: the one named, or the testbed's on a private cluster."""
-    from slurm.profile_file import load_profile
-    from slurm.testbed import Testbed
-    from slurm.testbed.config import Options
-
-    if name:
-        yield load_profile(name)
-        return
-    with tempfile.TemporaryDirectory(prefix="shpc-", dir="/tmp") as place:
-        Path(place).chmod(0o711)
-        bed = Testbed(Path(place) / "bed")
-        bed.up(Options(max_array_size=min(501, tasks + 1), max_submit=tasks + 200))
-        before = dict(os.environ)
-        os.environ.update(bed.environment())
-        try:
-            yield load_profile("testbed")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            bed.down()
-
-
-@contextmanager
-def _folder(name: str) -> Iterator[Path]:
-    if name:
-        yield Path(name).absolute()
-        return
-    with tempfile.TemporaryDirectory(prefix="sparsehpc-dispatch-") as place:
-        yield Path(place)

@@ -38,9 +38,18 @@ def write_text(path: Path, text: str) -> None:
 
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode that the user's umask grants new files; some libraries leave 0600 in shared folders."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Umask of this process: asked of Linux, since to set it, even for a moment, is seen by all threads."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
     umask = os.umask(0o077)
     os.umask(umask)
-    path.chmod(0o666 & ~umask)
+    return umask
 
 
 def flush_folder(folder: Path) -> None:

@@ -7,16 +7,18 @@ itself (a node, the controller, the accounting) comes last, in `test_outages`.
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster_tools import caught, read_tables, slurm, write_study
+from cluster_tools import cannot, caught, hold_to_the_end, read_tables, signal_waits, slurm, write_study
 
 from slurm.ledger import read_ledger
 from sparsehpc.core.layout import RunFolder
@@ -79,25 +81,54 @@ def test_too_little_memory_gets_twice_as_much(bed, study_folder, few, cli, settl
 
 
 @pytest.fixture(scope="module")
-def too_short(bed, study_folder, write_profile, tmp_path_factory):
-    """A run whose job sleeps on c1 until its wall time of a minute ends it, while other tests go on beside it."""
+def short_jobs(bed, study_folder, write_profile, tmp_path_factory):
+    """Two runs with short jobs, held on c1 with a layer done, while other tests go on beside them.
+
+    ``ended`` has no warning and is held until the wall time ends it; ``warned`` is held until Slurm has sent the
+    warning signal, and goes on then. Of each the run folder and what holds it.
+    """
     from jobs.plan import make_plan
     from jobs.propose import propose
     from jobs.study import load_study
     from jobs.submit import send_all
     from slurm.profile_file import load_profile
 
-    study = load_study(write_study(study_folder, "few", {"minutes = 15": "minutes = 1"}))
-    profile = load_profile(write_profile("setup = ['sleep 200']\nnodelist = 'c1'", "min_minutes = 1"))
-    plan, run = make_plan(study), tmp_path_factory.mktemp("short") / "run"
-    proposal = propose(study, plan, profile, out=run, pack=9)
-    assert len(send_all(proposal, study, plan, profile, print, aggregate=False)) == 1
-    return run
+    def send(name, minutes, job):
+        changes = {"minutes = 15": f"minutes = {minutes}\ncheckpoint_layers = true"}
+        study = load_study(write_study(study_folder, "few", changes))
+        profile = load_profile(write_profile("", "min_minutes = 1"))
+        profile = profile.model_copy(update={"job": profile.job.model_copy(update={"nodelist": "c1", **job})})
+        plan, run = make_plan(study), tmp_path_factory.mktemp(name) / "run"
+        proposal = propose(study, plan, profile, out=run, pack=9)
+        [submission] = send_all(proposal, study, plan, profile, print, aggregate=False)
+        return run, submission.job_id
+
+    def hold(run, job_id, until):
+        held = caught(job_id, 1, when=lambda: any(run.glob("checkpoints/*/state.json")))
+        until(held[0])
+        return held[0]
+
+    def warning(pid):
+        deadline = time.monotonic() + 150
+        while not signal_waits(pid, signal.SIGUSR2):
+            assert time.monotonic() < deadline, "Slurm sends no warning"
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):  # Slurm may have woken it itself
+            os.kill(pid, signal.SIGCONT)
+
+    with ThreadPoolExecutor(2) as pool:
+        # Slurm warns up to a minute too early: here from the 55th second on, so that a second attempt comes to its end.
+        jobs = {
+            "ended": (1, {"unset": ["signal"]}, hold_to_the_end),
+            "warned": (2, {"signal_delay_s": 5}, warning),
+        }
+        sent = {name: (*send(name, minutes, job), until) for name, (minutes, job, until) in jobs.items()}
+        yield {name: (run, pool.submit(hold, run, job_id, until)) for name, (run, job_id, until) in sent.items()}
 
 
 @pytest.fixture(autouse=True)
-def _started_early(too_short):
-    """The first test of this file starts it."""
+def _started_early(short_jobs):
+    """The first test of this file starts them."""
 
 
 def test_preempted_jobs_go_on_between_layers_by_themselves(
@@ -111,18 +142,18 @@ def test_preempted_jobs_go_on_between_layers_by_themselves(
         "sbatch", "--parsable", "--partition=urgent", "--account=testbed", "--exclusive", "--nodelist=c2", "--time=1",
         "--output=/dev/null", "--wrap=sleep 1",
     )  # fmt: skip
-    with contextlib.suppress(ProcessLookupError):
-        while True:  # Slurm wakes it to let it end in peace; it shall not get that far
-            os.kill(held[0], signal.SIGSTOP)
-            time.sleep(0.01)
+    hold_to_the_end(held[0])
     wait_for(lambda: "PREEMPTED" in slurm("sacct", "-n", "-X", "-D", "-j", job, "-o", "State%20"), "preemption")
     assert urgent.strip().isdigit()
     found = settled(run)
     assert (found["cells"]["done"], len(read_ledger(RunFolder(run))[0])) == (9, 1)
     assert read_tables(run) == undisturbed(few)
     assert "restart 1" in next(run.glob("submissions/*/*_log.err")).read_text()
-    begun = next(run.glob("submissions/*/*_log.out")).read_text().count("layers 0/2")
-    assert begun == 1, "the second attempt began at the first layer, whatever the first had done"
+    assert begun_at_the_first_layer(run) == 1, "the second attempt, too, whatever the first had done"
+
+
+def begun_at_the_first_layer(run):
+    return next(run.glob("submissions/*/*_log.out")).read_text().count("layers 0/2")
 
 
 def test_damaged_shards_are_seen_and_computed_again(bed, few, cli, settled, status, finish, tmp_path, undisturbed):
@@ -146,19 +177,28 @@ def test_damaged_shards_are_seen_and_computed_again(bed, few, cli, settled, stat
     assert read_tables(run) == undisturbed(few)
 
 
-def test_two_writers_of_the_same_cells_leave_whole_shards(bed, few, cli, settled, tmp_path, undisturbed):
+def test_two_tasks_that_write_the_same_cells_at_once_leave_whole_shards(bed, few, cli, settled, tmp_path, undisturbed):
     run = tmp_path / "run"
-    submit(cli, few, run, pack="9")
+    [first] = submit(cli, few, run, pack="9")
     [item], _ = read_ledger(RunFolder(run))
-    cells = item.tasks[0]
-    script = item.folder(RunFolder(run)) / "submit.sh"
-    again = slurm("sbatch", "--parsable", str(script)).strip()  # the same array once more, as after a lost answer
-    settled(run)
-    other = subprocess.run(
-        [sys.executable, "-m", "jobs", "cell", str(run), *cells], capture_output=True, text=True, check=False
-    )
-    assert other.returncode == 0, other.stderr
-    slurm("scancel", again)
+    folder = item.folder(RunFolder(run))
+
+    def at_work(job):
+        log = folder / f"{job}_0_0_log.out"
+        return log.exists() and "layers 0/2" in log.read_text()
+
+    held = [caught(first, 1, when=lambda: at_work(first))[0]]
+    # The same array once more, as after a lost answer.
+    second = slurm("sbatch", "--parsable", str(folder / "submit.sh")).strip()
+    held.append(caught(second, 1, when=lambda: at_work(second))[0])
+    assert slurm("squeue", "-h", "-t", "RUNNING", "-o", "%F", "-j", f"{first},{second}").split() == [first, second]
+    assert not any(run.glob("cells/*/*/cell.parquet")), "one had written before the other began"
+    for pid in held:
+        os.kill(pid, signal.SIGCONT)
+    assert settled(run)["cells"]["done"] == 9
+    for job in (first, second):
+        outcome, counts = pickle.loads((folder / f"{job}_0_0_result.pkl").read_bytes())
+        assert (outcome, counts) == ("success", {"done before": 0, "done now": 9})
     assert read_tables(run) == undisturbed(few)
 
 
@@ -204,7 +244,7 @@ def test_a_read_only_run_folder_fails_clearly_and_recovers(
 def test_a_node_whose_clock_is_wrong(bed, few, cli, settled, profile, tmp_path, undisturbed):
     library = next(Path("/usr/lib").rglob("libfaketime.so.1"), None)
     if library is None:
-        pytest.skip("no libfaketime; apt-get install -y libfaketime")
+        cannot("no libfaketime; apt-get install -y libfaketime")
     run = tmp_path / "run"
     skewed = profile(
         f"environment = {{ FAKETIME = '-3d', LD_PRELOAD = '{library}', FAKETIME_DONT_FAKE_MONOTONIC = '1' }}"
@@ -284,7 +324,7 @@ def chown_where_allowed(path, group, owner=-1):
     try:
         os.chown(path, owner, group)
     except PermissionError:
-        pytest.skip("giving files to another user or group needs root")
+        cannot("giving files to another user or group needs root", "CAP_CHOWN")
 
 
 def test_a_payload_that_others_could_have_written_is_not_run(bed, few, cli, settled, finish, profile, tmp_path):
@@ -299,12 +339,28 @@ def test_a_payload_that_others_could_have_written_is_not_run(bed, few, cli, sett
     finish(run, "--force", "--profile", "testbed")
 
 
-def test_too_little_time_gets_more(few, finish, settled, too_short, undisturbed):
-    run = too_short
+def test_too_little_time_gets_more(few, finish, settled, short_jobs, undisturbed):
+    """The wall time ends it in the middle of computing."""
+    run, holding = short_jobs["ended"]
+    holding.result(timeout=240)
     found = settled(run)
     assert found["failed_by_cause"] == {"TIME": 9}
+    assert begun_at_the_first_layer(run) == 1
     finish(run, "--profile", "testbed")
     assert [item.resources["minutes"] for item in read_ledger(RunFolder(run))[0]] == [1, 15]
+    assert read_tables(run) == undisturbed(few)
+
+
+def test_a_job_that_is_warned_before_its_time_is_up_goes_on_by_itself(few, settled, short_jobs, undisturbed):
+    """Slurm's signal, the checkpoint, the requeue, the second attempt from the layer that was done."""
+    run, holding = short_jobs["warned"]
+    holding.result(timeout=240)
+    found = settled(run)
+    assert (found["cells"]["done"], len(read_ledger(RunFolder(run))[0])) == (9, 1)
+    log = next(run.glob("submissions/*/*_log.err")).read_text()
+    assert "Caught signal SIGUSR2" in log
+    assert "restart 1" in log
+    assert begun_at_the_first_layer(run) == 1, "the second attempt, too, whatever the first had done"
     assert read_tables(run) == undisturbed(few)
 
 
@@ -313,7 +369,7 @@ def mounted(*words):
     """A mount for the time of a test; skipped where this user may not mount."""
     answer = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
     if answer.returncode:
-        pytest.skip(f"mounting needs root: {answer.stderr.strip()}")
+        cannot(f"mounting needs root: {answer.stderr.strip()}", "CAP_SYS_ADMIN")
     try:
         yield
     finally:

@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 from cluster_tools import caught, lost_node, read_tables
 
@@ -34,20 +37,42 @@ def test_a_node_that_dies_in_the_middle(bed, few, cli, settled, finish, profile,
     assert read_tables(run) == undisturbed(few)
 
 
-def test_the_controller_restarts_during_submission(bed, few, cli, finish, profile, tmp_path, undisturbed):
+def test_the_controller_restarts_during_submission(bed, few, finish, profile, tmp_path, undisturbed, wait_for):
+    """It goes away after the first of three arrays and is back while the second is being sent."""
     run = tmp_path / "run"
+    name = profile(limits="max_array_tasks = 1", interval_s=3.0)
+    words = ["submit", str(few), "--profile", name, "--out", str(run), "--yes", "--no-aggregate", "--pack", "4"]
+
+    def fates():
+        return [item.fate for item in read_ledger(RunFolder(run))[0]]
+
+    sender = subprocess.Popen([sys.executable, "-m", "jobs", *words], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: fates() == ["accepted"], "the first array")
     bed.stop("slurmctld")
-    bed.start("slurmctld")  # it does not answer at once
-    name = profile(limits="max_array_tasks = 2")
-    answer = cli("submit", few, "--profile", name, "--out", run, "--yes", "--no-aggregate", "--pack", "3")
-    while "squeue does not answer" in answer.err:
-        answer = cli("submit", few, "--profile", name, "--out", run, "--yes", "--no-aggregate", "--pack", "3")
-    assert answer.code == 0, answer.said
-    bed.stop("slurmctld")
-    bed.start("slurmctld")
+    try:
+        assert fates() == ["accepted"]
+        wait_for(lambda: fates() == ["accepted", "open"], "the second array on its way")
+        time.sleep(1)
+    finally:
+        bed.start("slurmctld")
+    said = sender.communicate(timeout=120)[1]
+    assert sender.returncode == 0, said
+    assert set(fates()) <= {"accepted", "open"}, said
+    wait_for(bed.is_up, "the controller", 60)
     bed.wait_for_nodes(60)
+    for _ in range(3):  # what stayed open is settled, and what was left goes
+        subprocess.run([sys.executable, "-m", "jobs", *words], capture_output=True, check=True, timeout=120)
+        if fates().count("accepted") == 3:
+            break
+        time.sleep(16)
     finish(run)
-    sent = [cell for item in read_ledger(RunFolder(run))[0] for task in item.tasks for cell in task]
+    sent = [
+        cell
+        for item in read_ledger(RunFolder(run))[0]
+        if item.fate != "refused"
+        for task in item.tasks
+        for cell in task
+    ]
     assert (len(sent), len(set(sent))) == (9, 9)
     assert read_tables(run) == undisturbed(few)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pyarrow.parquet as pq
 from cluster_tools import read_tables, slurm, write_study
 
 from slurm.ledger import read_ledger
@@ -38,6 +39,27 @@ def test_submit_returns_and_the_last_job_writes_tables_and_report(
     assert "of 2 submissions; 0 submissions are kept" in said, said
     assert [path.name for path in (run / "submissions").iterdir() if path.is_dir()] == []
     assert read_tables(run) == undisturbed(few)
+
+
+def test_the_last_job_waits_for_every_array_however_it_ends(bed, few, cli, settled, profile, tmp_path, wait_for):
+    run = tmp_path / "run"
+    held = profile(limits="max_array_tasks = 1", job="extra = { hold = true }")
+    answer = cli("submit", few, "--profile", held, "--out", run, "--yes", "--pack", "5", "--json")
+    assert answer.code == 0, answer.said
+    first, second, last = read_ledger(RunFolder(run))[0]
+    assert (first.purpose, second.purpose, last.purpose) == ("cells", "cells", "aggregate")
+    waits = slurm("squeue", "-h", "-j", last.job_id, "-o", "%E")
+    assert {word.split("(")[0] for word in waits.split(",")} == {f"afterany:{a.job_id}_*" for a in (first, second)}
+    slurm("scontrol", "release", last.job_id)
+    slurm("scancel", second.job_id)
+    slurm("scontrol", "release", first.job_id)
+    found = settled(run)
+    assert (found["cells"]["done"], found["failed_by_cause"]) == (5, {"CANCELLED": 4})
+    wait_for((run / "report" / "index.html").exists, "report by the last job")
+    coverage = pq.read_table(run / "tables" / "coverage.parquet").to_pylist()
+    assert Counter(row["state"] for row in coverage) == {"done": 5, "missing": 4}
+    done = {cell for cell, state in found["states"].items() if state["state"] == "done"}
+    assert {row["cell_id"] for row in coverage if row["state"] == "done"} == done
 
 
 def test_a_dry_run_asks_nothing_and_writes_nothing(few, cli, tmp_path):

@@ -53,3 +53,16 @@ def test_dispatch_benchmark_counts_every_cell_on_both_sides(bed, tmp_path):
     [row] = run({"cells": "40", "pack": "20", "profile": "testbed", "dir": str(tmp_path)})
     assert row["work"] == "40 no-op cells in packs of 20"
     assert row["ratio"] == pytest.approx(row["submitit_total_s"] / row["ours_total_s"], rel=0.05)
+
+
+def test_status_benchmark_asks_the_scheduler_twice(bed, tmp_path):
+    from jobs.bench.status import run
+    from sparsehpc.core.errors import UserError
+
+    with pytest.raises(UserError, match="legal: cells"):
+        run({"cell": "3"})
+    [row] = run({"cells": "400", "pack": "10", "profile": "testbed", "dir": str(tmp_path), "repeats": "2"})
+    assert row["work"] == "status of 400 cells, 380 of them done, in 40 tasks"
+    assert row["scheduler_calls"] == 2
+    assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
+    assert row["peak_rss_mib"] > 20

@@ -61,3 +61,8 @@ def test_the_cluster_page_shows_its_files_and_they_reach_their_goals():
     assert shown[plan["work"]] == [f"{seconds:.2f}", f"{mib:.0f}", f"{size:.1f}"]
     assert (seconds < 10, mib < 1024) == (True, True)
     assert int(plan["work"].split()[-2]) >= 100_000
+    [status] = rows("status")
+    figures = (f"{status['seconds']:.2f}", str(status["scheduler_calls"]), f"{status['peak_rss_mib']:.0f}")
+    assert shown[status["work"]] == [*figures]
+    assert status["work"].startswith("status of 10000 cells")
+    assert (status["seconds_high"] < 2, status["scheduler_calls"] <= 10) == (True, True)

@@ -2,7 +2,7 @@ import pytest
 
 from slurm import probe as probing
 from slurm.cost import CostModel, Estimate, Work, job_seconds
-from slurm.limits import ClusterLimits, array_tasks, free_slots, split
+from slurm.limits import ClusterLimits, array_tasks, free_slots, read_limits, split
 from slurm.profile import Limits
 from slurm.profile_file import parse_profile
 
@@ -108,12 +108,75 @@ AccountingStorageType   = accounting_storage/slurmdbd
 """
 
 
+PARTITIONS = """\
+PartitionName=cpu AllowAccounts=ALL AllowQos=ALL Default=YES QoS=part-cpu MaxNodes=4 MaxMemPerNode=100000 TRES=cpu=1
+PartitionName=gpu AllowAccounts=mine,other AllowQos=normal Default=NO QoS=N/A MaxNodes=UNLIMITED MaxMemPerCPU=2048
+PartitionName=vip AllowAccounts=rich AllowQos=ALL Default=NO QoS=part-vip MaxNodes=1 MaxMemPerNode=UNLIMITED
+"""
+#: Default account, account, partition, default QOS, MaxSubmitJobs, GrpSubmitJobs.
+USER = """\
+mine|abc||long|5|
+mine|mine||normal|200|
+mine|mine|vip|normal|3|
+mine|thrifty||||900
+"""
+#: Name, jobs a user, jobs an account, jobs in all.
+QOS = "normal|150||\nlong|7||\npart-cpu|||120\npart-vip|2||\nfree|||\n"
+
+
 def answers(command):
     if command[0] == "scontrol":
-        return CONFIG
+        return PARTITIONS if command[-1] == "partition" else CONFIG
     if command[0] == "sinfo":
         return SINFO
-    return "mine\n" if "DefaultAccount" in command[-1] else "abc|normal,long|\nmine|normal|200\n"
+    if "withassoc" in command:
+        return USER
+    if "qos" in command:
+        return QOS
+    return "mine\n" if "DefaultAccount" in command[-1] else "abc|normal,long\nmine|normal\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "limit"),
+    [
+        ("", 120),  # the default account 200, its QOS 150, the default partition's QOS 120
+        ("partition = 'gpu'", 150),
+        ("partition = 'vip'", 2),
+        ("partition = 'gpu'\naccount = 'abc'", 5),
+        ("partition = 'gpu'\naccount = 'abc'\nqos = 'long'", 5),
+        ("partition = 'gpu'\nqos = 'long'", 7),
+        ("partition = 'gpu'\nqos = 'free'", 200),
+        ("partition = 'gpu'\naccount = 'thrifty'\nqos = 'free'", 900),
+        ("partition = 'gpu'\naccount = 'thrifty'", 150),  # an association without a default QOS
+        ("partition = 'gpu'\n[class.gpu]\nqos = 'long'", 7),
+        ("partition = 'gpu,vip'", 2),
+    ],
+)
+def test_jobs_in_the_queue_are_bounded_by_what_the_profile_uses_and_by_nothing_else(job, limit):
+    profile = parse_profile(f"[job]\n{job}", name="x", where="x")
+    assert read_limits(profile, answers) == ClusterLimits(max_array_size=1001, max_submit=limit)
+
+
+def test_without_accounting_or_an_answer_no_limit_is_known():
+    asked = []
+    profile = parse_profile("[limits]\naccounting = false", name="x", where="x")
+    assert read_limits(profile, lambda command: asked.append(command[0]) or CONFIG).max_submit is None
+    assert asked == ["scontrol"]
+    assert read_limits(parse_profile("", name="x", where="x"), lambda command: None) == ClusterLimits()
+
+
+def test_a_probe_heeds_who_may_use_a_partition_and_how_much():
+    cluster = probing.probe(answers, {})
+    parts = {part.name: part for part in cluster.partitions}
+    assert (parts["cpu"].memory_gib, parts["cpu"].max_nodes) == (100000 / 1024, 4)
+    assert parts["gpu"].memory_gib == 64 * 2048 / 1024, "memory a core times the cores of a node"
+    assert (parts["gpu"].accounts, parts["gpu"].qos) == (("mine", "other"), ("normal",))
+    text = probing.profile_text(cluster, "t")
+    assert "at most 4 nodes a job" in text
+    assert "only account mine other, only qos normal" in text
+    closed = PARTITIONS.replace("mine,other", "rich")
+    other = probing.probe(lambda command: closed if command[-1] == "partition" else answers(command), {})
+    assert set(parse_profile(probing.profile_text(other, "t"), name="x", where="x").classes) == {"cpu"}
 
 
 def test_a_probed_profile_is_sound_and_says_what_there_is():

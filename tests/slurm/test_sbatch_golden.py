@@ -12,7 +12,7 @@ from slurm.profile import DIRECTIVES
 from slurm.profile_file import load_profile, parse_profile
 from slurm.resources import Resources
 from slurm.sbatch import check_folder, job_name, sbatch_text
-from slurm.script import hand_script
+from slurm.script import aggregate_script, hand_script
 from sparsehpc.core.errors import UserError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sbatch"
@@ -52,6 +52,15 @@ def test_hand_script():
     compare("hand.sh", hand_script(Path("/runs/study"), CELL, CLASSES[0], profile, python=PYTHON, environment={}))
 
 
+def test_script_that_aggregates():
+    text = aggregate_script(
+        Path("/runs/study"), "study-0b", Path("/runs/study/submissions/0b"), ["7", "12"], CLASSES[0],
+        load_profile(str(profiles.SHIPPED / "generic-cpu.toml")), python=PYTHON, environment={},
+    )  # fmt: skip
+    assert "#SBATCH --dependency=afterany:7:12\n" in text
+    compare("aggregate.sh", text)
+
+
 def directives(text):
     return re.findall(r"^#SBATCH (--\S+)", text, re.MULTILINE)
 
@@ -64,6 +73,39 @@ def render(job, resources=CLASSES[1], folder=Path("/r/s")):
 def test_every_directive_can_be_unset():
     everything = list(DIRECTIVES)
     assert directives(render(f"[job]\naccount='a'\nunset={everything}")) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "line"),
+    [
+        ("partition='long,fat'", "--partition=long,fat"),
+        ("account='my-project'", "--account=my-project"),
+        ("qos='high'", "--qos=high"),
+        ("constraint='zen4&ib'", "--constraint='zen4&ib'"),  # sbatch takes quotes off as a shell does
+        ("exclude='n[01-03],n07'", "--exclude='n[01-03],n07'"),
+        ("nodelist='n09'", "--nodelist=n09"),
+        ("reservation='course'", "--reservation=course"),
+        ("mail_user='a.b@example.org'", "--mail-user=a.b@example.org"),
+        ("mail_type='END,FAIL'", "--mail-type=END,FAIL"),
+        ("requeue=false", "--no-requeue"),
+        ("signal_delay_s=300", "--signal=USR2@300"),
+        ("export='NONE'", "--export=NONE"),
+        ("array_parallelism=2", "--array=0-2%2"),
+        ("extra={tmp='10G'}", "--tmp=10G"),
+        ("extra={contiguous=true}", "--contiguous"),
+    ],
+)
+def test_what_a_profile_names_is_asked_for_once_and_nothing_else_changes(job, line):
+    plain, found = directives(render("")), directives(render(f"[job]\n{job}"))
+    assert found.count(line) == 1
+    key = line.partition("=")[0].replace("--no-", "--")
+    others = [option for option in plain if option.partition("=")[0] != key]
+    assert [option for option in found if option != line] == others
+    words = parse_profile(f"[job]\n{job}", name="x", where="x").excluding("n99")
+    script = sbatch_text(words, CLASSES[1], Path("/r/s"), 3, "n", python=PYTHON, environment={})
+    assert [option for option in directives(script) if option.startswith("--exclude")] == [
+        "--exclude='n[01-03],n07,n99'" if "exclude" in job else "--exclude=n99"
+    ]
 
 
 def test_wckey_is_never_asked_for_unless_wished():
