@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aggregate.figures.curves import draw_curves, draw_tipping
+from aggregate.figures.curves import draw_curves, draw_legend, draw_tipping
 from aggregate.figures.data import ModelData
 from aggregate.figures.style import new_figure
 
@@ -28,5 +28,5 @@ def draw(data: ModelData) -> Figure | None:
     draw_tipping(axes, data, "top1_agreement", 0.02)
     axes.set_ylabel("equal top-1 choices (%)")
     axes.set_ylim(bottom=0, top=103)
-    axes.legend(fontsize=8, frameon=False, handlelength=4)
+    draw_legend(figure, axes)
     return figure

@@ -26,7 +26,7 @@ from aggregate.report.bins import FLIPS, bin_rows
 from aggregate.report.bins import HEADINGS as BIN_HEADINGS
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
-from aggregate.report.facts import facts_of, share
+from aggregate.report.facts import facts_of, interval, share
 from aggregate.report.speed import SPEED_HEADINGS, speed_rows
 from aggregate.report.views import views
 from aggregate.scan import STATES
@@ -264,4 +264,6 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
         "whole": lambda: f"{value:,.0f}",
         "number": lambda: number(value),
     }[how]()
+    if how in ("share", "number"):
+        text += interval(row, column, *((100, " %") if how == "share" else ()))
     return {"text": text, "sort": repr(float(value))}

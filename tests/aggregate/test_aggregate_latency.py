@@ -220,3 +220,38 @@ def test_advice_knows_the_speed(run):
     (found,) = advise(run, Limits.parse(min_speedup=3))
     assert found.closest is not None
     assert found.closest.misses == ("speed of at least 3 x dense",)
+
+
+@pytest.mark.browser
+def test_speed_is_a_view_between_bytes_and_promise(open_report, run):
+    page = open_report(write_report(run))
+    assert page.locator("#speed-view").is_visible()
+    traces = {
+        trace["name"]: trace
+        for trace in page.evaluate(
+            "document.getElementById('view-speed').data.map(t => ({name: t.name, x: t.x, y: t.y, e: t.error_y}))"
+        )
+    }
+    bitmap = traces["bitmap, magnitude, unstructured: measured"]
+    assert bitmap["x"] == [10, 30, 50]
+    assert bitmap["y"] == pytest.approx([DENSE_S / t for t in TIMES["bitmap"].values()], rel=1e-4)
+    assert bitmap["e"]["array"] == pytest.approx([0.02 * y for y in bitmap["y"]], rel=1e-3)
+    allowed = traces["bitmap, magnitude, unstructured: bytes would allow"]["y"]
+    assert allowed == pytest.approx([1 / (0.2 + 0.8 * (1 - s + 1 / 32)) for s in (0.1, 0.3, 0.5)], rel=1e-4)
+    promise = next(trace for name, trace in traces.items() if name.startswith("operations promise"))
+    assert promise["y"] == pytest.approx([1 / (0.2 + 0.8 * (1 - s)) for s in (0.1, 0.3, 0.5)], rel=1e-4)
+    assert "old, 2 threads" in page.locator("#view-speed-note").inner_text()
+    page.select_option("#variant", "csr")
+    names = page.evaluate("document.getElementById('view-speed').data.map(t => t.name)")
+    assert not [name for name in names if name.startswith("bitmap")]
+    # The front against measured time, with dense on it as a reference.
+    page.select_option("#variant", "")
+    page.select_option("#cost", "time")
+    assert "cost=time" in page.url
+    pareto = "document.getElementById('view-pareto')"
+    assert page.evaluate(f"{pareto}.layout.xaxis.title.text").startswith("ms per decoded token")
+    front = page.evaluate(f"{pareto}.data.find(t => t.name === 'front').x")
+    assert front == sorted(front)
+    assert "dense" in page.evaluate(f"{pareto}.data.map(t => t.name)")
+    page.select_option("#loss", "top1_agreement")
+    assert page.evaluate(f"{pareto}.layout.title.text").replace("<br>", " ") == "Top-1 agreement against time per token"
