@@ -134,7 +134,6 @@ def curves(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]
 def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Iterator[dict[str, Any]]:
     for keys, rows in curves(frame):
         s = rows["sparsity_target"].to_numpy(float)
-        bounded = rows["interval_units"].to_numpy() >= statistics.FEWEST_UNITS
         common = {**keys, "trained": bool(rows["trained"].all()), "points": len(rows)}
         for metric, tolerance in (
             ("perplexity", tipping.PERPLEXITY_TOLERANCE),
@@ -146,13 +145,29 @@ def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Ite
                 **common,
                 "metric": metric,
                 "tolerance": tolerance,
-                "basis": "bound of the 95 % interval" if bounded.all() else f"point estimate, {statistics.TOO_FEW}",
+                "basis": _basis(rows, metric),
                 "answer": found.answer,
                 "sparsity_within": found.within,
                 "sparsity_beyond": found.beyond,
-                "sparsity_estimate": found.estimate,
+                # Below the first sparsity measured a place would only follow the grid.
+                "sparsity_estimate": None if found.answer == tipping.BELOW_FIRST else found.estimate,
             }
             yield row | (_break(rows, sums) if metric == "perplexity" else {})
+
+
+def _basis(rows: pd.DataFrame, metric: str) -> str:
+    """What `loss_of` compares with the tolerance: bounds, points, or points where there is no bound."""
+    name, side = (LOG_RATIO, "hi") if metric == "perplexity" else (metric, "lo")
+    if name not in rows or not rows[name].notna().any():
+        return ""
+    measured = rows[rows[name].notna()]
+    bound = f"{name}_{side}"
+    without = len(measured) if bound not in measured else int(measured[bound].isna().sum())
+    if without == len(measured):
+        few = (measured["interval_units"] < statistics.FEWEST_UNITS).all()
+        return f"point estimate, {statistics.TOO_FEW if few else 'no spread for an interval'}"
+    points = f", and point estimates of {without} of {len(measured)} cells, which have none" if without else ""
+    return f"bound of the 95 % interval{points}"
 
 
 def loss_of(rows: pd.DataFrame, metric: str, tolerance: float) -> tuple[Floats, float]:

@@ -14,7 +14,7 @@ import markupsafe
 import pandas as pd
 
 from aggregate.compare import SAME
-from aggregate.diff import diff_runs
+from aggregate.diff import diff_runs, difference_text
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, extra_columns, load, missing, records
@@ -87,6 +87,7 @@ def _comparison(first: RunFolder, second: RunFolder) -> dict[str, Any]:
                 line.metric,
                 _plain(line.first),
                 _plain(line.second),
+                difference_text(line.difference),
                 line.difference.verdict,
                 line.difference.why,
             )

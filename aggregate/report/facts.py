@@ -258,13 +258,16 @@ def _answers(seeds: list[Record]) -> str:
     if len(seeds) == 1:
         return _answer(seeds[0])
     places = sorted(100 * row["sparsity_estimate"] for row in seeds if not missing(row["sparsity_estimate"]))
-    kept = len(seeds) - len(places)
+    below = [row for row in seeds if row["answer"] == BELOW_FIRST]
+    kept = len(seeds) - len(places) - len(below)
     left = (
         f"up to {number(places[0], 3)} to {number(places[-1], 3)} % over {len(seeds)} calibration seeds"
         if places
         else ""
     )
-    return ", ".join(part for part in (left, f"not left with {kept} of {len(seeds)} seeds" if kept else "") if part)
+    early = f"below {percent(below[0]['sparsity_beyond'])} with {len(below)} of {len(seeds)} seeds" if below else ""
+    never = f"not left with {kept} of {len(seeds)} seeds" if kept else ""
+    return ", ".join(part for part in (left, early, never) if part)
 
 
 def _answer(row: Record) -> str:
