@@ -119,6 +119,11 @@ class Choice:
         By how much in all, relative to each limit; 0 where it qualifies.
     size_bytes, loss
         For ordering: bytes, and the bound of log-perplexity against dense.
+    pruned
+        False for a cell of the dense model.
+    gains
+        False for a pruned cell that qualifies but is no smaller than a cell of the dense model that does too: whatever
+        it loses, it gains nothing.
     """
 
     name: str
@@ -128,6 +133,8 @@ class Choice:
     excess: float
     size_bytes: float
     loss: float
+    pruned: bool = True
+    gains: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,8 +165,11 @@ class Advice:
             lines.append(f"  {self.warning}")
         elif self.qualifying:
             best = self.qualifying[0]
+            others = [choice for choice in self.qualifying[1:] if choice.gains]
             lines += [f"  take {best.name}", f"    {best.evidence}", f"    cell {best.cell_id}"]
-            lines += [f"  or {other.name}: {other.evidence}" for other in self.qualifying[1 : 1 + _ALTERNATIVES]]
+            lines += [f"  or {other.name}: {other.evidence}" for other in others[:_ALTERNATIVES]]
+            if not best.pruned:
+                lines.append("  it is not pruned: nothing pruned that was measured qualifies and is smaller")
         else:
             lines.append("  nothing that was measured qualifies")
             if self.closest is not None:
@@ -179,7 +189,8 @@ def advise(run: RunFolder, limits: Limits, model: str | None = None) -> list[Adv
     """What to take, per model of a run.
 
     The bound on the bad side of a figure's interval must keep the limit, not the estimate alone. Among what
-    qualifies, the smallest comes first; at equal size, the one with the smaller loss.
+    qualifies, the smallest comes first; at equal size, the one with the smaller loss. A pruned cell that is no smaller
+    than an unpruned one that qualifies too is named after it.
 
     Raises
     ------
@@ -203,7 +214,7 @@ def advise(run: RunFolder, limits: Limits, model: str | None = None) -> list[Adv
             advice.append(Advice(label, (), None, UNTRAINED))
             continue
         choices = [_choice(row, limits) for row in records(cells)]
-        good = sorted((c for c in choices if not c.misses), key=lambda c: (c.size_bytes, c.loss, c.cell_id))
+        good = _ordered([choice for choice in choices if not choice.misses])
         closest = min((c for c in choices if c.misses), key=lambda c: (c.excess, c.size_bytes, c.cell_id), default=None)
         advice.append(Advice(label, tuple(good), None if good else closest))
     return advice
@@ -258,7 +269,17 @@ def _choice(row: Record, limits: Limits) -> Choice:
         excess,
         _value(row, "bytes_total"),
         perplexity / dense,
+        row["method"] != "none",
     )
+
+
+def _ordered(choices: list[Choice]) -> list[Choice]:
+    """Smallest first, at equal size the one that loses less; what gains nothing over an unpruned one comes last."""
+    dense = min((choice.size_bytes for choice in choices if not choice.pruned), default=math.inf)
+    marked = [
+        dataclasses.replace(choice, gains=not choice.pruned or not choice.size_bytes >= dense) for choice in choices
+    ]
+    return sorted(marked, key=lambda choice: (not choice.gains, choice.size_bytes, choice.loss, choice.cell_id))
 
 
 def _evidence(row: Record) -> str:

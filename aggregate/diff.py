@@ -16,8 +16,9 @@ from aggregate.export import markdown
 from aggregate.figures.data import Record, missing, records
 from aggregate.figures.style import number, percent
 from aggregate.floor import floor_of
+from aggregate.latency import MACHINE
 from aggregate.private import public, scrub
-from aggregate.tables import read_table
+from aggregate.tables import read_latency, read_table
 from sparsehpc.core.layout import RunFolder
 
 #: Figures that are set beside each other: name, and whether windows allow a paired interval.
@@ -127,8 +128,7 @@ class Comparison:
         yield "| --- | --- | ---: | ---: | ---: | --- |"
         for line in shown:
             found = line.difference
-            interval = "" if math.isnan(found.lo) else f" [{number(found.lo, 3)}, {number(found.hi, 3)}]"
-            value = "" if math.isnan(found.value) else f"{number(found.value, 3)}{interval}"
+            value = difference_text(found)
             why = f"{found.verdict}: {found.why}" if found.why else found.verdict
             pair = " | ".join("" if math.isnan(v) else number(v, 6) for v in (line.first, line.second))
             yield f"| {markdown(line.what)} | {line.metric} | {pair} | {value} | {markdown(why)} |"
@@ -159,6 +159,13 @@ def diff_runs(first: RunFolder, second: RunFolder) -> Comparison:
     )
 
 
+def difference_text(found: Difference) -> str:
+    """A difference and its interval; of perplexity the logarithm of the ratio."""
+    if math.isnan(found.value):
+        return ""
+    return number(found.value, 3) + ("" if math.isnan(found.lo) else f" [{number(found.lo, 3)}, {number(found.hi, 3)}]")
+
+
 def cell_name(row: Record) -> str:
     """Say in a few words what a cell is."""
     seed = "" if missing(row.get("calibration_seed")) else f" seed {row['calibration_seed']:.0f}"
@@ -178,7 +185,11 @@ def _lines(first: RunFolder, second: RunFolder, plans: list[pd.DataFrame], commo
     tables = [_by_cell(run, "global") for run in (first, second)]
     costs = [_by_cell(run, "costs") for run in (first, second)]
     sums = [WindowSums(read_table(run, "windows").to_pandas()) for run in (first, second)]
+    times = [_times(run) for run in (first, second)]
     for cell in common:
+        if plans[1].loc[cell].get("kind") == "latency":
+            yield _timed(cell, plans, [each.get(cell) for each in times])
+            continue
         rows = [table.get(cell) for table in tables]
         name = cell_name({str(key): value for key, value in plans[1].loc[cell].items()})
         why = _not_comparable(cell, plans, [cost.get(cell) for cost in costs])
@@ -199,6 +210,35 @@ def _lines(first: RunFolder, second: RunFolder, plans: list[pd.DataFrame], commo
             yield Line(cell, name, metric, values[0], values[1], found)
             if why:
                 break
+
+
+def _times(run: RunFolder) -> dict[str, Record]:
+    table = read_latency(run)
+    return {} if table is None else {row["cell_id"]: row for row in records(table)}
+
+
+def _timed(cell: str, plans: list[pd.DataFrame], rows: list[Record | None]) -> Line:
+    """Speed of a timed cell in both runs: another only where no round of one is as fast as a round of the other."""
+    name = cell_name({str(key): value for key, value in plans[1].loc[cell].items()})
+    there, here = rows
+    if there is None or here is None:
+        why = _not_comparable(cell, plans, [{}, {}]) or "it was not timed in both"
+        one, two = (math.nan if row is None else float(row["speedup"]) for row in rows)
+        return Line(cell, name, "speedup", one, two, Difference(UNKNOWN, math.nan, math.nan, math.nan, why))
+    first, second = float(there["speedup"]), float(here["speedup"])
+    if any(there[column] != here[column] for column in MACHINE):
+        why = "times of two machines do not compare"
+        return Line(cell, name, "speedup", first, second, Difference(UNKNOWN, math.nan, math.nan, math.nan, why))
+    floor = max(
+        (float(row["speedup_floor"]) for row in (there, here) if not missing(row["speedup_floor"])), default=1.0
+    )
+    overlap = there["speedup_least"] <= here["speedup_most"] and here["speedup_least"] <= there["speedup_most"]
+    if overlap or max(first / second, second / first) <= floor:
+        why = "their rounds overlap" if overlap else "cells that do the same work as dense stray as far"
+        return Line(cell, name, "speedup", first, second, Difference(SAME, second - first, math.nan, math.nan, why))
+    verdict = BETTER_THAN if second > first else WORSE_THAN
+    why = "no round of one is as fast as a round of the other"
+    return Line(cell, name, "speedup", first, second, Difference(verdict, second - first, math.nan, math.nan, why))
 
 
 def _not_comparable(cell: str, plans: list[pd.DataFrame], costs: list[Record | None]) -> str:

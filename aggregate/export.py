@@ -88,8 +88,24 @@ DEFAULT_COLUMNS = {
 
 #: Units that are written another way than they are stored: name, divisor.
 _UNITS = {"bytes": ("MiB", MIB), "flops": ("MFLOPs", 1e6), "weights": ("M", 1e6)}
-_PERCENT = ("sparsity", "sparsity_prunable", "param_fraction", "top1_agreement", "accuracy", "accuracy_dense")
-_TARGETS = ("sparsity_target", "sparsity_within", "sparsity_beyond", "sparsity_estimate", "break_sparsity")
+_PERCENT = (
+    "sparsity",
+    "sparsity_prunable",
+    "param_fraction",
+    "top1_agreement",
+    "accuracy",
+    "accuracy_dense",
+    "break_share_two_pieces",
+)
+_TARGETS = (
+    "sparsity_target",
+    "sparsity_within",
+    "sparsity_beyond",
+    "sparsity_estimate",
+    "break_sparsity",
+    "break_lo",
+    "break_hi",
+)
 _DIGITS = 4
 
 #: Figures are compared within these: one model, one text, one sparsity.
@@ -179,7 +195,7 @@ def _pretty(run: RunFolder, source: pa.Table, columns: list[str], kind: str, tab
     constant = {name for name in ("mark", "cause", "reason") if name in columns and not frame[name].fillna("").any()}
     columns = [name for name in columns if name not in constant]
     best = _best(run, frame, columns) if table == "global" else {}
-    headings = [_heading(name, source.schema.field(name)) for name in columns]
+    headings = [_heading(name, source.schema.field(name), table) for name in columns]
     body = [
         [_text(row, name, source.schema.field(name), row.get("cell_id") in best.get(name, ())) for name in columns]
         for row in records(frame)
@@ -223,10 +239,14 @@ def _best(run: RunFolder, frame: pd.DataFrame, columns: list[str]) -> dict[str, 
     return best
 
 
-def _heading(name: str, field: pa.Field) -> str:
+#: Of what a row of a table tells the zeros.
+_PART = {"groups": "group", "layers": "layer", "tensors": "tensor"}
+
+
+def _heading(name: str, field: pa.Field, table: str) -> str:
     text = {
         "sparsity_target": "sparsity",
-        "sparsity": "zeros, whole model",
+        "sparsity": f"zeros, {_PART.get(table, 'whole model')}",
         "sparsity_prunable": "zeros, prunable",
     }.get(name, name.replace("_", " "))
     if name in _PERCENT or name in _TARGETS:
@@ -252,6 +272,10 @@ def _text(row: Record, name: str, field: pa.Field, bold: bool) -> tuple[str, str
         return scrub(str(value)), "", bold
     if name in _TARGETS:
         return percent(value).removesuffix(" %"), "", False
+    if name == "tolerance":
+        return f"{value:g}", "", False
+    if pa.types.is_integer(field.type):  # pandas makes a float of it as soon as another row has none
+        value = int(value)
     scale = _scale(name, field)
     lo: Any = row.get(f"{name}_lo")
     hi: Any = row.get(f"{name}_hi")
@@ -317,7 +341,7 @@ def _latex(
     words: tuple[str, str],
 ) -> str:
     lines = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs}; the entry for your .bib file stands below as a comment",
         f"\\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right)}}}",
         "\\toprule",
         " & ".join(latex(heading) for heading in headings) + " \\\\",
@@ -330,8 +354,15 @@ def _latex(
             cells.append(f"{shown} {{\\scriptsize {latex(interval)}}}" if interval else shown)
         lines.append(" & ".join(cells) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}", ""]
-    lines += [f"% {latex(note)}" for note in notes]
-    lines += ["", f"% Methods: {latex(words[0])}", "", *(f"% {line}" for line in words[1].splitlines()), ""]
+    if notes:
+        lines += ["", f"{{\\footnotesize {' '.join(latex(note) for note in notes)}\\par}}"]
+    lines += [
+        "",
+        f"\\paragraph{{Methods.}} {latex(words[0])}",
+        "",
+        *(f"% {line}" for line in words[1].splitlines()),
+        "",
+    ]
     return "\n".join(lines)
 
 

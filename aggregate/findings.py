@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from aggregate import statistics, tipping
-from aggregate.intervals import LOG_RATIO, Windows, by_cell
+from aggregate.intervals import LOG_RATIO, by_cell
 from aggregate.pareto import front
 from aggregate.statistics import Floats
 from sparsehpc.core import schema
@@ -23,7 +23,7 @@ _AXES = [name for name in schema.KEYS.names if name not in ("cell_id", "sparsity
 _SHOWN = ["model", "dtype", "method", "pattern", "variant", "calibration_seed"]
 
 #: Figures whose seeds are summarised.
-_SEED_METRICS = ("top1_agreement", "kl", "nll", "bits_per_byte")
+_SEED_METRICS = ("top1_agreement", "kl", "nll", "bits_per_byte", "perplexity")
 
 #: Costs of a cell that a smaller loss is weighed against; time has its own table (`aggregate.latency`).
 _COSTS = ("bytes_total",)
@@ -134,7 +134,6 @@ def curves(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]
 def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Iterator[dict[str, Any]]:
     for keys, rows in curves(frame):
         s = rows["sparsity_target"].to_numpy(float)
-        bounded = rows["interval_units"].to_numpy() >= statistics.FEWEST_UNITS
         common = {**keys, "trained": bool(rows["trained"].all()), "points": len(rows)}
         for metric, tolerance in (
             ("perplexity", tipping.PERPLEXITY_TOLERANCE),
@@ -146,13 +145,29 @@ def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Ite
                 **common,
                 "metric": metric,
                 "tolerance": tolerance,
-                "basis": "bound of the 95 % interval" if bounded.all() else f"point estimate, {statistics.TOO_FEW}",
+                "basis": _basis(rows, metric),
                 "answer": found.answer,
                 "sparsity_within": found.within,
                 "sparsity_beyond": found.beyond,
-                "sparsity_estimate": found.estimate,
+                # Below the first sparsity measured a place would only follow the grid.
+                "sparsity_estimate": None if found.answer == tipping.BELOW_FIRST else found.estimate,
             }
             yield row | (_break(rows, sums) if metric == "perplexity" else {})
+
+
+def _basis(rows: pd.DataFrame, metric: str) -> str:
+    """What `loss_of` compares with the tolerance: bounds, points, or points where there is no bound."""
+    name, side = (LOG_RATIO, "hi") if metric == "perplexity" else (metric, "lo")
+    if name not in rows or not rows[name].notna().any():
+        return ""
+    measured = rows[rows[name].notna()]
+    bound = f"{name}_{side}"
+    without = len(measured) if bound not in measured else int(measured[bound].isna().sum())
+    if without == len(measured):
+        few = (measured["interval_units"] < statistics.FEWEST_UNITS).all()
+        return f"point estimate, {statistics.TOO_FEW if few else 'no spread for an interval'}"
+    points = f", and point estimates of {without} of {len(measured)} cells, which have none" if without else ""
+    return f"bound of the 95 % interval{points}"
 
 
 def loss_of(rows: pd.DataFrame, metric: str, tolerance: float) -> tuple[Floats, float]:
@@ -205,45 +220,50 @@ def _sums(windows: pa.Table, metric: str) -> dict[str, tuple[Floats, Floats]]:
 def _seeds(frame: pd.DataFrame, windows: pa.Table | None) -> Iterator[dict[str, Any]]:
     seeded = frame[frame["calibration_seed"].notna()]
     keys = [name for name in [*_AXES, "sparsity_target"] if name != "calibration_seed"]
-    by_metric = {} if windows is None else {metric: _by_id(windows, metric) for metric in _SEED_METRICS}
+    by_metric = {} if windows is None else {metric: _paired(windows, metric) for metric in _SEED_METRICS}
     for named, rows in _groups(seeded, keys):
         if len(rows) < 2:
             continue
         for metric in _SEED_METRICS:
             if metric not in rows or rows[metric].isna().any():
                 continue
-            values = rows[metric].to_numpy(float)
+            shown = rows[metric].to_numpy(float)
+            # Nats are averaged and perplexities follow: their mean is the geometric one.
+            values = np.log(shown) if metric == "perplexity" else shown
             row = {
                 **named,
                 "trained": bool(rows["trained"].all()),
                 "metric": metric,
                 "seeds": len(rows),
                 "mean": values.mean(),
-                "smallest": values.min(),
-                "largest": values.max(),
+                "smallest": shown.min(),
+                "largest": shown.max(),
             }
             sums = [by_metric.get(metric, {}).get(cell) for cell in rows["cell_id"]]
             if len(rows) < statistics.FEWEST_SEEDS:
                 row["note"] = f"{len(rows)} seeds: smallest and largest, {statistics.TOO_FEW}"
-            elif any(found is None or found.numerator.shape[1] < statistics.FEWEST_UNITS for found in sums):
+            elif any(found is None or len(found[0]) < statistics.FEWEST_UNITS for found in sums):
                 row["note"] = f"too few windows: smallest and largest, {statistics.TOO_FEW}"
             else:
-                errors = [statistics.standard_error(f.numerator, f.denominator)[1][0] for f in sums if f is not None]
+                errors = [statistics.standard_error(f[0][None], f[1][None])[1][0] for f in sums if f is not None]
                 row["mean_lo"], row["mean_hi"] = statistics.seeds_interval(values, np.array(errors))
                 row["note"] = f"windows and {len(rows)} seeds"
+            if metric == "perplexity":
+                row |= {name: math.exp(row[name]) for name in ("mean", "mean_lo", "mean_hi") if name in row}
             yield row
 
 
-def _by_id(windows: pa.Table, metric: str) -> dict[str, Windows]:
+def _paired(windows: pa.Table, metric: str) -> dict[str, tuple[Floats, Floats]]:
+    """Sums by cell id: of the difference to dense where dense has the figure too, else of the figure itself."""
+    if found := _sums(windows, metric):
+        return found
     if f"{metric}_numerator" not in windows.column_names:
         return {}
     ids = dict(zip(windows["position"].to_pylist(), windows["cell_id"].to_pylist(), strict=True))
     return {
-        ids[position]: Windows(
-            found.position[index : index + 1], found.numerator[index : index + 1], found.denominator[index : index + 1]
-        )
+        ids[position]: (top, bottom)
         for found in by_cell(windows, metric)
-        for index, position in enumerate(found.position.tolist())
+        for position, top, bottom in zip(found.position.tolist(), found.numerator, found.denominator, strict=True)
     }
 
 

@@ -57,7 +57,8 @@ class Break(NamedTuple):
     place
         Sparsity of the break; NaN where there is none.
     lo, hi
-        Percentile interval over draws of windows.
+        Percentile interval over all draws of windows: those that prefer one line have a best break too, and leaving
+        them out would make the interval narrower than what is known.
     share_two
         Share of draws whose Bayesian information criterion prefers two pieces.
     """
@@ -136,8 +137,7 @@ def break_point(sparsity: Floats, value: Floats, drawn: Floats) -> Break:
     share = float(prefers[1:].mean()) if len(drawn) else math.nan
     if not prefers[0]:
         return Break("one piece", math.nan, math.nan, math.nan, share)
-    found = places[best[1:][prefers[1:]]]
-    lo, hi = np.quantile(found, [0.025, 0.975]) if len(found) else (math.nan, math.nan)
+    lo, hi = np.quantile(places[best[1:]], [0.025, 0.975]) if len(drawn) else (math.nan, math.nan)
     return Break("two pieces", float(places[best[0]]), float(lo), float(hi), share)
 
 

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 from aggregate.atlas import render, write_results
+from aggregate.atlas.kept import kept_runs
+from aggregate.claims import judge_runs
+from aggregate.claims.text import as_lines
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder
 
@@ -20,10 +23,12 @@ def main() -> int:
     try:
         runs = [RunFolder(run) for run in given.runs]
         written = write_results(given.folder, runs) if runs else render(given.folder)
+        verdicts = judge_runs(list(kept_runs(given.folder / "data").values()), given.folder / "claims.toml")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     sys.stdout.write("".join(f"{path}\n" for path in written))
+    sys.stdout.write(f"\n{as_lines(verdicts)}\n")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from aggregate.figures.data import Combination, ModelData, missing, records
-from aggregate.figures.style import label, line_style
+from aggregate.figures.style import METHOD_COLOURS, MOST_DASHES, Look, label, line_style, markers
 from aggregate.tipping import REACHED
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ def series(data: ModelData, metric: str) -> Iterator[tuple[int, Combination, str
             if found.empty:
                 continue
             late = found["sparsity_target"].min() > rows["sparsity_target"].min()
+            # Nor is a single point joined to dense: the line would show a course that nobody measured.
+            late = late or len(found) == 1
             dense = [
-                [0.0, row[metric], math.nan, math.nan, 1]
+                [0.0, row[metric], math.nan, math.nan, 1, True]
                 for row in records(data.dense)
                 if not late and not missing(row[metric])
             ]
-            columns = ["sparsity_target", "value", "lo", "hi", "seeds"]
+            columns = ["sparsity_target", "value", "lo", "hi", "seeds", "interval"]
             points = [*dense, *found[columns].to_numpy().tolist()]
             yield number, method, variant, pd.DataFrame(points, columns=columns)
 
@@ -42,8 +44,10 @@ def series(data: ModelData, metric: str) -> Iterator[tuple[int, Combination, str
 def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) -> None:
     """Draw a line per way of pruning and variant, with its interval or the range of its seeds, and say which."""
     bands = set()
-    for number, method, variant, rows in series(data, metric):
-        look = data.looks[variant]
+    drawn = list(series(data, metric))
+    paint = _by_method if len({method for _, method, _, _ in drawn}) > MOST_DASHES else _by_variant
+    for number, method, variant, rows in drawn:
+        look, dashes = paint(data, number, method, variant)
         x, y, low, high = (
             scale_ * rows[name].astype(float)
             for scale_, name in ((100, "sparsity_target"), (scale, "value"), (scale, "lo"), (scale, "hi"))
@@ -56,14 +60,17 @@ def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) ->
             color=look.colour,
             marker=look.marker,
             markersize=5,
-            linestyle=line_style(number),
+            linestyle=dashes if len(rows) > 1 else "none",
             linewidth=1.4,
             alpha=0.9,
             label=text,
         )
-        if low.notna().any():
+        if low.notna().any() and len(rows) == 1:
+            axes.errorbar(x, y, [y - low, high - y], color=look.colour, capsize=2, linewidth=1)
+            bands.add(_bounds(rows))
+        elif low.notna().any():
             axes.fill_between(x, low, high, color=look.colour, alpha=0.12, linewidth=0)
-            bands.add("range over calibration seeds" if seeds > 1 else "95 % intervals")
+            bands.add(_bounds(rows))
     axes.set_xlabel("requested sparsity of the prunable weights (%)")
     axes.grid(alpha=0.25)
     if bands:
@@ -77,6 +84,26 @@ def draw_curves(axes: Axes, data: ModelData, metric: str, scale: float = 1.0) ->
             fontsize=7,
             color="#444444",
         )
+
+
+def _bounds(rows: pd.DataFrame) -> str:
+    ranges = (~rows["interval"].astype(bool) & rows["lo"].astype(float).notna()).any()
+    return "range over calibration seeds" if ranges else "95 % intervals"
+
+
+def _by_variant(data: ModelData, number: int, method: Combination, variant: str) -> tuple[Look, str]:
+    """Colour tells the format, dashes the way of pruning."""
+    return data.looks[variant], line_style(number)
+
+
+def _by_method(data: ModelData, number: int, method: Combination, variant: str) -> tuple[Look, str]:
+    """Among many ways of pruning colour tells the method, dashes pattern and settings, the marker the format."""
+    names = list(dict.fromkeys(one.method for one in data.methods))
+    place = names.index(method.method)
+    within = [one for one in data.methods if one.method == method.method].index(method)
+    several = data.pruned["variant"].nunique() > 1
+    marker = data.looks[variant].marker if several else markers()[place % len(markers())]
+    return Look(METHOD_COLOURS[place % len(METHOD_COLOURS)], marker), line_style(within)
 
 
 def draw_tipping(axes: Axes, data: ModelData, metric: str, height: float) -> None:

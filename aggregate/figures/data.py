@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,16 @@ from aggregate.figures.style import Look, label, looks
 from aggregate.latency import beside
 from aggregate.tables import read_latency, read_table
 from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.spec import DEFAULT_TARGETS
+
+#: Values that go without saying: what a study gets that asks for nothing else.
+_USUAL = {
+    "options": "{}",
+    "allocation": "default",
+    "targets": "+".join(DEFAULT_TARGETS),
+    "refit": False,
+    "true_sequential": False,
+}
 
 #: The sparsity of the old study: figures that show one sparsity take the measured one nearest to it.
 SHOWN_SPARSITY = 0.3
@@ -107,7 +118,7 @@ class Combination:
     values
         Of `COMBINATION_AXES`.
     extra
-        Values of the axes that vary among combinations of this method and pattern, in words.
+        What tells it from other combinations of this method and pattern, in words; usual values go without saying.
     """
 
     values: tuple[Any, ...]
@@ -185,6 +196,7 @@ class ModelData:
     latency: pd.DataFrame
     looks: dict[str, Look]
     bins: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
+    seeds: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
 
     @cached_property
     def trained(self) -> bool:
@@ -222,12 +234,21 @@ class ModelData:
     @cached_property
     def methods(self) -> list[Combination]:
         """Ways of pruning in the order of the plan."""
-        found = []
-        for row in records(self.pruned[list(COMBINATION_AXES)].drop_duplicates()):
+        rows = records(self.pruned[list(COMBINATION_AXES)].drop_duplicates())
+        short, full = [], []
+        for row in rows:
             same = matching(self.pruned, {"method": row["method"], "pattern": row["pattern"]})
-            words = [axis_words(name, row[name]) for name in varying(same, COMBINATION_AXES[2:])]
-            found.append(Combination(tuple(row[name] for name in COMBINATION_AXES), ", ".join(words)))
-        return found
+            varied = varying(same, COMBINATION_AXES[2:])
+            telling = [name for name in varied if same[name].nunique() > 1 or name in _USUAL]
+            telling = [name for name in telling if not missing(row[name]) and row[name] != _USUAL.get(name)]
+            short.append((row["method"], row["pattern"], ", ".join(axis_words(name, row[name]) for name in telling)))
+            full.append(", ".join(axis_words(name, row[name]) for name in varied))
+        times = Counter(short)
+        return [
+            # Words that two ways of pruning share tell nothing: then every axis that varies is named.
+            Combination(tuple(row.values()), one[2] if times[one] == 1 else every)
+            for row, one, every in zip(rows, short, full, strict=True)
+        ]
 
     def some_sparsities(self, most: int = MOST_SPARSITIES) -> list[float]:
         """At most so many sparsities, spread evenly, the shown one among them."""
@@ -258,23 +279,32 @@ class ModelData:
         return frame[frame["cell_id"].isin(set(first["cell_id"]))]
 
     def over_seeds(self, method: Combination, metric: str) -> pd.DataFrame:
-        """A figure of one way of pruning by variant and sparsity: mean over calibration seeds, and its range.
+        """A figure of one way of pruning by variant and sparsity: mean over calibration seeds, and its bounds.
 
-        Columns ``variant, sparsity_target, value, lo, hi, seeds``: with one seed the bounds are those of the
-        interval, with several the smallest and the largest value.
+        Columns ``variant, sparsity_target, value, lo, hi, seeds, interval``: the bounds are those of the 95 % interval
+        (``interval``) where there is one for one seed or for many, and the smallest and the largest value of a few.
+        The mean of perplexity is the geometric one: nats are averaged, and exponentiated last.
         """
         rows = method.rows(self.pruned)
         rows = rows[rows[metric].notna()]
         bounds = [f"{metric}_{side}" if f"{metric}_{side}" in rows else metric for side in ("lo", "hi")]
-        columns = ["variant", "sparsity_target", "value", "lo", "hi", "seeds"]
+        columns = ["variant", "sparsity_target", "value", "lo", "hi", "seeds", "interval"]
+        known = {}
+        if len(self.seeds):
+            many = method.rows(self.seeds[(self.seeds["metric"] == metric) & self.seeds["mean_lo"].notna()])
+            known = {(one["variant"], one["sparsity_target"]): one for one in records(many)}
         found = []
         for (variant, sparsity), part in rows.groupby(["variant", "sparsity_target"], sort=False):
-            values = part[metric]
-            one = part.iloc[0]
-            lo, hi = (one[bounds[0]], one[bounds[1]]) if len(part) == 1 else (values.min(), values.max())
-            if len(part) == 1 and bounds[0] == metric:
-                lo = hi = math.nan
-            found.append((variant, float(str(sparsity)), float(values.mean()), lo, hi, len(part)))
+            values, one, s = part[metric], part.iloc[0], float(str(sparsity))
+            mean = math.exp(np.log(values).mean()) if metric == "perplexity" else float(values.mean())
+            lo, hi, interval = values.min(), values.max(), False
+            if len(part) == 1:
+                interval = bounds[0] != metric and not missing(one[bounds[0]])
+                mean = float(values.iloc[0])
+                lo, hi = (one[bounds[0]], one[bounds[1]]) if interval else (math.nan, math.nan)
+            elif (variant, s) in known:
+                lo, hi, interval = known[variant, s]["mean_lo"], known[variant, s]["mean_hi"], True
+            found.append((variant, s, mean, lo, hi, len(part), interval))
         return pd.DataFrame(found, columns=columns).sort_values("sparsity_target", kind="stable")
 
 
@@ -285,6 +315,7 @@ def load(run: RunFolder) -> list[ModelData]:
     # A run without behaviour, or one that an earlier release aggregated, has no such table.
     path = run.tables / "bins.parquet"
     bins = read_table(run, "bins").to_pandas() if path.is_file() else pd.DataFrame()
+    seeds = read_table(run, "seeds").to_pandas()
     times = read_latency(run)
     whole = beside(whole, times)
     latency = pd.DataFrame(columns=list(SUBJECT_AXES)) if times is None else times
@@ -306,6 +337,7 @@ def load(run: RunFolder) -> list[ModelData]:
                 latency=matching(latency, row).reset_index(drop=True),
                 looks=variants,
                 bins=bins[bins["cell_id"].isin(cells)].reset_index(drop=True) if len(bins) else bins,
+                seeds=matching(seeds, row).reset_index(drop=True),
             )
         )
     return models

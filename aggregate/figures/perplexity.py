@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from aggregate.figures.curves import draw_curves, draw_tipping
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import VERMILLION, add_legend, new_figure, number
+from aggregate.figures.style import add_legend, new_figure, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +16,8 @@ NAME = "perplexity"
 TITLE = "Perplexity against sparsity"
 CAPTION = (
     "exp of the mean negative log-likelihood (nats) of the evaluation tokens, logarithmic axis. "
-    "Crosses: worse than guessing, above the size of the vocabulary. Vertical lines: where the upper bound leaves +5 %."
+    "Cells worse than guessing, above the size of the vocabulary, are counted and left out. "
+    "Vertical lines: where the upper bound leaves +5 %."
 )
 
 
@@ -24,6 +26,10 @@ def draw(data: ModelData) -> Figure | None:
     if data.pruned.empty or data.pruned["perplexity"].isna().all():
         return None
     figure, axes = new_figure(f"Perplexity · {data.subject.title}", data.trained)
+    # What is worse than guessing says nothing more, and would squeeze all other lines; random weights are no better.
+    bad = data.pruned.loc[data.pruned["mark"].fillna("").str.contains("worse than guessing"), "cell_id"]
+    if data.trained:
+        data = dataclasses.replace(data, table=data.table[~data.table["cell_id"].isin(bad)])
     draw_curves(axes, data, "perplexity")
     draw_tipping(axes, data, "perplexity", 0.42)
     axes.set_yscale("log")
@@ -32,16 +38,9 @@ def draw(data: ModelData) -> Figure | None:
         axes.axhline(
             dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {number(dense.iloc[0])}"
         )
-    worse = data.pruned[data.pruned["mark"].fillna("").str.contains("worse than guessing")]
-    if len(worse):
-        axes.plot(
-            100 * worse["sparsity_target"],
-            worse["perplexity"],
-            "x",
-            color=VERMILLION,
-            markersize=9,
-            label="worse than guessing",
-        )
+    if len(bad):
+        text = f"{len(bad)} cells worse than guessing" + (" are not drawn" if data.trained else "")
+        axes.annotate(text, (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=7)
     axes.set_ylabel("perplexity")
     plain_ticks(axes)
     add_legend(figure, axes)

@@ -47,6 +47,12 @@ _FREE = (SKY, PURPLE, YELLOW, GREEN, ORANGE, VERMILLION, BLUE)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 _LINES = ("-", "--", "-.", ":")
 
+#: Ways of pruning that dashes tell apart.
+MOST_DASHES = len(_LINES)
+
+#: Colours of methods, where a figure holds more of them than dashes tell apart.
+METHOD_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#888888", "#9467BD", "#8C564B", "#7F9F1F")
+
 GROUP_COLOURS = dict(zip(schema.GROUPS, (BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY), strict=True))
 
 #: Parts of a stored model from the ground of a bar upwards, with the hatch that tells them apart in grey.
@@ -86,6 +92,11 @@ def looks(variants: Iterable[str]) -> dict[str, Look]:
     colours = {**_KNOWN, **{name: _FREE[index % len(_FREE)] for index, name in enumerate(unknown)}}
     markers = [*_KNOWN, *unknown]
     return {name: Look(colours[name], _MARKERS[markers.index(name) % len(_MARKERS)]) for name in names}
+
+
+def markers() -> tuple[str, ...]:
+    """Markers in the order in which they are given out."""
+    return _MARKERS
 
 
 def line_style(index: int) -> str:

@@ -14,7 +14,7 @@ import markupsafe
 import pandas as pd
 
 from aggregate.compare import SAME
-from aggregate.diff import diff_runs
+from aggregate.diff import diff_runs, difference_text
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, extra_columns, load, missing, records
@@ -26,7 +26,7 @@ from aggregate.report.bins import FLIPS, bin_rows
 from aggregate.report.bins import HEADINGS as BIN_HEADINGS
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
-from aggregate.report.facts import facts_of, share
+from aggregate.report.facts import facts_of, interval, share
 from aggregate.report.speed import SPEED_HEADINGS, speed_rows
 from aggregate.report.views import views
 from aggregate.scan import STATES
@@ -87,6 +87,7 @@ def _comparison(first: RunFolder, second: RunFolder) -> dict[str, Any]:
                 line.metric,
                 _plain(line.first),
                 _plain(line.second),
+                difference_text(line.difference),
                 line.difference.verdict,
                 line.difference.why,
             )
@@ -264,4 +265,6 @@ def _cell(row: Record, spec: tuple[str, str]) -> dict[str, str]:
         "whole": lambda: f"{value:,.0f}",
         "number": lambda: number(value),
     }[how]()
+    if how in ("share", "number"):
+        text += interval(row, column, *((100, " %") if how == "share" else ()))
     return {"text": text, "sort": repr(float(value))}

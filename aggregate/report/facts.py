@@ -17,6 +17,11 @@ from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 #: Methods that get sentences of their own; all of them are in the table.
 _MOST_METHODS = 4
 
+#: From so many times the perplexity of dense on, percent say less than a multiple.
+_MULTIPLE = 3
+
+WORSE = "worse than guessing"
+
 
 class Fact(NamedTuple):
     """A computed sentence and the definition it rests on."""
@@ -52,12 +57,21 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     if shown is None:
         yield Fact("No pruned cell of this model is done yet.", "sparsity")
         return
+    yield from _furthest(data)
     yield from _by_method(data, shown)
-    for method in data.methods[:_MOST_METHODS]:
+    chosen = _told(data, shown)
+    reach: dict[str, list[str]] = {}
+    breaks = []
+    for method in chosen:
         rows = data.of_method(data.pruned, method)
         near = min(rows["sparsity_target"].unique(), key=lambda s: (abs(s - shown), s))
         yield from _behaviour(data, method, records(rows[rows["sparsity_target"] == near])[0])
-        yield from _tipping(data, method)
+        if found := _tipping(data, method):
+            reach.setdefault(found, []).append(method.words)
+        breaks += list(_breaks(data, method))
+    for found, names in reach.items():
+        yield Fact(f"How far {_listed(names)} can go, {found}.", "tipping")
+    yield from breaks
     first = data.of_method(data.pruned, data.methods[0])
     at = first[first["sparsity_target"] == shown]
     for row in records(at):
@@ -69,6 +83,72 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     yield from _floor(data)
     if len(data.methods) > _MOST_METHODS:
         yield Fact(f"{len(data.methods)} ways of pruning were measured; the table holds them all.", "pattern")
+
+
+def _told(data: ModelData, shown: float) -> list[Combination]:
+    """Methods that get sentences: the study's first, and those that keep most at the shown sparsity."""
+    if not data.trained or "top1_agreement" not in data.pruned:
+        return data.methods[:_MOST_METHODS]
+
+    def kept(method: Combination) -> float:
+        rows = method.rows(data.pruned)
+        found = rows.loc[rows["sparsity_target"] == shown, "top1_agreement"]
+        return -1.0 if found.isna().all() else float(found.max())
+
+    best = sorted(data.methods[1:], key=lambda method: -kept(method))[: _MOST_METHODS - 1]
+    return [method for method in data.methods if method == data.methods[0] or method in best]
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _furthest(data: ModelData) -> Iterator[Fact]:
+    """Which of several ways of pruning goes furthest within the tolerance; untrained models rank nothing."""
+    if not data.trained or len(data.methods) < 2 or data.tipping.empty:
+        return
+    rows = data.tipping[(data.tipping["metric"] == "perplexity") & (data.tipping["answer"] != NO_DATA)]
+    places: list[tuple[float, Combination, Record]] = []
+    for method in data.methods:
+        found = records(method.rows(rows).drop_duplicates("calibration_seed"))
+        if found:
+            row = min(found, key=_reach)
+            places.append((_reach(row), method, row))
+    if len(places) < 2:
+        return
+    tolerance = f"+{100 * places[0][2]['tolerance']:.3g} % perplexity"
+    place, method, row = max(places, key=lambda one: one[0])
+    # Whose first measured sparsity is already beyond, and larger than the best, may go further or not: nobody knows.
+    unknown = [one.words for reach, one, other in places if reach == 0 and float(other["sparsity_beyond"]) > place]
+    if place == 0:
+        first = percent(min(float(one["sparsity_beyond"]) for _, _, one in places))
+        yield Fact(
+            f"How far it can be pruned within {tolerance}: less than the first sparsity measured ({first} or more) by "
+            f"each of {len(places)} ways of pruning.",
+            "tipping",
+        )
+        return
+    text = f"How far it can be pruned within {tolerance}, by the {row['basis']}: by {method.words} "
+    if row["answer"] == NOT_REACHED:
+        text += f"at least to {percent(place)}, the largest that was measured"
+    else:
+        text += (
+            f"to about {number(100 * place, 3)} % (between {percent(row['sparsity_within'])} and "
+            f"{percent(row['sparsity_beyond'])}, which were measured)"
+        )
+    if not unknown:
+        text += f", furthest of {len(places)} ways of pruning"
+    else:
+        names = _listed(unknown) if len(unknown) <= _MOST_METHODS else f"{len(unknown)} other ways of pruning"
+        text += f"; {names} had left it at the first sparsity measured, a larger one, and may go further or not"
+    yield Fact(f"{text}.", "tipping")
+
+
+def _reach(row: Record) -> float:
+    """Sparsity up to which something is known to hold; 0 below the first that was measured."""
+    if row["answer"] == NOT_REACHED:
+        return float(row["sparsity_within"])
+    return 0.0 if row["answer"] == BELOW_FIRST else float(row["sparsity_estimate"])
 
 
 def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
@@ -84,7 +164,7 @@ def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
         return
     found.sort(key=lambda one: -one[0])
     parts = [
-        f"{words} keeps {share(value)}{span} of the top-1 choices (perplexity {number(row['perplexity'])})"
+        f"{words} keeps {share(value)}{span} of the top-1 choices ({_perplexity(row)})"
         for value, words, span, row in found[:_MOST_METHODS]
     ]
     dense = number(found[0][3]["perplexity_dense"])
@@ -106,28 +186,43 @@ def _behaviour(data: ModelData, method: Combination, row: Record) -> Iterator[Fa
         parts.append(f"keeps {share(value)}{span} of the dense model's top-1 choices")
     if _known(row, "perplexity", "perplexity_dense"):
         value, span = _over_seeds(data, method, row, "perplexity")
-        change = signed(value / row["perplexity_dense"] - 1)
-        parts.append(f"goes from perplexity {number(row['perplexity_dense'])} to {number(value)}{span} ({change})")
+        dense = number(row["perplexity_dense"])
+        if data.trained and WORSE in str(row["mark"] or ""):
+            parts.append(f"is {WORSE} (perplexity {dense} in the dense model, above the size of the vocabulary now)")
+        else:
+            parts.append(f"goes from perplexity {dense} to {number(value)}{span} ({_change(value, row)})")
     if parts:
         mark = "" if data.trained else " (untrained: random weights, so this says nothing about language)"
         yield Fact(f"{start}, the model {' and '.join(parts)}{mark}.", "top1_agreement")
 
 
+def _perplexity(row: Record) -> str:
+    return WORSE if WORSE in str(row["mark"] or "") else f"perplexity {number(row['perplexity'])}"
+
+
+def _change(value: float, row: Record) -> str:
+    """How much larger a perplexity is than that of dense: in percent, or as a multiple where that says more."""
+    ratio = value / row["perplexity_dense"]
+    return f"{number(ratio, 3)} times dense" if ratio >= _MULTIPLE else signed(ratio - 1)
+
+
 def _over_seeds(
     data: ModelData, method: Combination, row: Record, metric: str, scale: float = 1.0, unit: str = ""
 ) -> tuple[float, str]:
-    """A figure and its interval; with several calibration seeds their mean and range."""
+    """A figure and its interval; with several calibration seeds their mean, and its interval or their range."""
     found = data.over_seeds(method, metric)
     same = found[(found["variant"] == row["variant"]) & (found["sparsity_target"] == row["sparsity_target"])]
     one = records(same)[0]
     if one["seeds"] == 1:
         return float(row[metric]), interval(row, metric, scale, unit)
     low, high = (number(scale * one[side], 3) for side in ("lo", "hi"))
+    if one["interval"]:
+        return float(one["value"]), f" [{low}, {high}{unit}] (mean of {one['seeds']} calibration seeds)"
     return float(one["value"]), f" (mean of {one['seeds']} calibration seeds, {low} to {high}{unit})"
 
 
-def _tipping(data: ModelData, method: Combination) -> Iterator[Fact]:
-    """How far the method can go, in one sentence."""
+def _tipping(data: ModelData, method: Combination) -> str:
+    """How far the method can go, in the words that follow its name; empty where nothing is known."""
     rows = method.rows(data.tipping)
     parts, basis = [], ""
     for metric, what in (
@@ -141,8 +236,12 @@ def _tipping(data: ModelData, method: Combination) -> Iterator[Fact]:
         seeds = [one for one in found if one["variant"] == row["variant"]]
         parts.append(f"{what.format(100 * row['tolerance'])}: {_answers(seeds)}")
         basis = row["basis"]
-    if parts:
-        yield Fact(f"How far {method.words} can go, by the {basis}: {'; '.join(parts)}.", "tipping")
+    return f"by the {basis}: {'; '.join(parts)}" if parts else ""
+
+
+def _breaks(data: ModelData, method: Combination) -> Iterator[Fact]:
+    """Where log-perplexity becomes steeper."""
+    rows = method.rows(data.tipping)
     for row in records(rows[(rows["metric"] == "perplexity") & rows["break_sparsity"].notna()])[:1]:
         place = percent(round(row["break_sparsity"], 3))
         text = f"Log-perplexity of {method.words} breaks into a steeper slope at {place}"
@@ -159,13 +258,16 @@ def _answers(seeds: list[Record]) -> str:
     if len(seeds) == 1:
         return _answer(seeds[0])
     places = sorted(100 * row["sparsity_estimate"] for row in seeds if not missing(row["sparsity_estimate"]))
-    kept = len(seeds) - len(places)
+    below = [row for row in seeds if row["answer"] == BELOW_FIRST]
+    kept = len(seeds) - len(places) - len(below)
     left = (
         f"up to {number(places[0], 3)} to {number(places[-1], 3)} % over {len(seeds)} calibration seeds"
         if places
         else ""
     )
-    return ", ".join(part for part in (left, f"not left with {kept} of {len(seeds)} seeds" if kept else "") if part)
+    early = f"below {percent(below[0]['sparsity_beyond'])} with {len(below)} of {len(seeds)} seeds" if below else ""
+    never = f"not left with {kept} of {len(seeds)} seeds" if kept else ""
+    return ", ".join(part for part in (left, early, never) if part)
 
 
 def _answer(row: Record) -> str:

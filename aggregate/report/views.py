@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from aggregate.figures.data import Combination, ModelData, Record, missing, reco
 from aggregate.figures.heatmap import linear_weights
 from aggregate.figures.style import COMPONENTS
 from aggregate.floor import mark as floor_mark
+from aggregate.latency import machines
 from aggregate.private import scrub
 from aggregate.report.bins import bin_views
 from aggregate.tipping import REACHED
@@ -53,6 +55,7 @@ _FIGURES = (
     "bytes_dense_published",
     "bytes_source_file",
     "speedup",
+    "decode_s_per_token",
 )
 _PART = "bytes_total_"
 
@@ -85,6 +88,8 @@ def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) ->
             # Below the first sparsity measured, a place would only follow the grid: it is said in words, not drawn.
             for row in records(method.rows(data.tipping[data.tipping["answer"] == REACHED]))
         ],
+        "seeds": [one for index, data in enumerate(models) for one in _seeds(index, data)],
+        "speed": [one for index, data in enumerate(models) for one in _speed(index, data)],
         "heat": _heat(models),
         "bins": bin_views(models),
         "twins": [_twins(data, whole, groups) for data in models],
@@ -108,8 +113,7 @@ def _cells(models: list[ModelData], whole: pd.DataFrame) -> list[dict[str, Any]]
     cells: list[dict[str, Any]] = []
     for index, data in enumerate(models):
         extra = {cell: method.extra for method in data.methods for cell in method.rows(data.pruned)["cell_id"]}
-        own = data.pareto[(data.pareto["loss_metric"] == "perplexity") & (data.pareto["cost_metric"] == "bytes_total")]
-        front = set(own.loc[own["on_front"], "cell_id"])
+        fronts = _fronts(data)
         parts = [name for name in data.table.columns if name.startswith(_PART)]
         for row in records(data.table):
             if len(cells) >= MOST_CELLS:
@@ -125,13 +129,67 @@ def _cells(models: list[ModelData], whole: pd.DataFrame) -> list[dict[str, Any]]
                     "extra": extra.get(row["cell_id"], ""),
                     "mark": row["mark"] or floor_mark(row),
                     "cell": row["cell_id"],
-                    "front": row["cell_id"] in front,
+                    "front": fronts.get(row["cell_id"], ""),
                     "old": short(old.get(row["cell_id"])),
                     **{name: short(row[name]) for name in parts if not missing(row[name]) and row[name]},
                     **{name: short(row[name]) for name in _FIGURES if name in row and not missing(row[name])},
                 }
             )
     return cells
+
+
+def _fronts(data: ModelData) -> dict[str, str]:
+    """By cell: the fronts it is on, as ``cost.loss`` separated by spaces."""
+    found: dict[str, list[str]] = {}
+    for row in records(data.pareto[data.pareto["on_front"].astype(bool)]):
+        found.setdefault(row["cell_id"], []).append(f"bytes.{row['loss_metric']}")
+    # The page shows one time a cell, as the table does: that of the first machine.
+    for row in records(data.latency.drop_duplicates("behaviour_cell_id") if len(data.latency) else data.latency):
+        names = [f"time.{loss}" for loss in ("perplexity", "top1_agreement") if row[f"on_front_{loss}"]]
+        found.setdefault(row["behaviour_cell_id"], []).extend(names)
+    return {cell: " ".join(names) for cell, names in found.items()}
+
+
+def _seeds(index: int, data: ModelData) -> Iterator[dict[str, Any]]:
+    """Intervals over calibration seeds, where the table has one."""
+    if data.seeds.empty:
+        return
+    for method in data.methods:
+        for row in records(method.rows(data.seeds[data.seeds["mean_lo"].notna()])):
+            yield {
+                "m": index,
+                **{name: row[name] for name in ("method", "pattern", "variant", "metric")},
+                "extra": method.extra,
+                "s": row["sparsity_target"],
+                "lo": short(row["mean_lo"]),
+                "hi": short(row["mean_hi"]),
+            }
+
+
+#: Figures of a timed cell that the speed view draws: name in the page, column.
+_SPEED = {
+    "speedup": "speedup",
+    "least": "speedup_least",
+    "most": "speedup_most",
+    "ceiling": "ceiling_speedup",
+    "promise": "flop_promise_speedup",
+    "floor": "speedup_floor",
+}
+
+
+def _speed(index: int, data: ModelData) -> Iterator[dict[str, Any]]:
+    """Timed cells of every way of pruning and machine."""
+    for machine, rows in machines(data.latency):
+        for method in data.methods:
+            for row in records(method.rows(rows).drop_duplicates(["sparsity_target", "variant"])):
+                yield {
+                    "m": index,
+                    "machine": scrub(machine),
+                    **{name: row[name] for name in ("method", "pattern", "variant")},
+                    "extra": method.extra,
+                    "s": row["sparsity_target"],
+                    **{name: short(row[column]) for name, column in _SPEED.items() if not missing(row[column])},
+                }
 
 
 def _columns(cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
+import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -381,3 +385,60 @@ def synthetic() -> Any:
     import sys
 
     return sys.modules[__name__]
+
+
+def _lacking(words: str) -> None:
+    """Skip a browser test, or fail it where `SPARSEHPC_REQUIRE_BROWSER` says that all it needs is installed."""
+    if os.environ.get("SPARSEHPC_REQUIRE_BROWSER"):
+        pytest.fail(words)
+    pytest.skip(words)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    found = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+    if found is None:
+        _lacking("no Chromium on PATH: the page is not tested in a browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _lacking("playwright is not installed: the page is not tested in a browser")
+    with sync_playwright() as engine:
+        started = engine.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script of axe-core."""
+    if importlib.util.find_spec("axe_core_python") is None:
+        _lacking("axe-core-python is not installed: accessibility is not tested")
+    return (importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def open_report(browser: Any) -> Iterator[Callable[..., Any]]:
+    """``open_report(page, state, **options)`` without network; a warning or an error that it logs fails the test."""
+    contexts: list[Any] = []
+    said: list[str] = []
+
+    def open_it(path: Path, state: str = "", **options: Any) -> Any:
+        context = browser.new_context(offline=True, accept_downloads=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(path.as_uri() + state)
+        if options.get("java_script_enabled", True):
+            page.wait_for_function("document.documentElement.dataset.ready === '1'", timeout=200_000)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert said == []

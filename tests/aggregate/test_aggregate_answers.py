@@ -106,6 +106,20 @@ def test_best_set_holds_what_cannot_be_told_apart(run):
     assert not_worse_than_best("seed", [("a", 1.0)], sums) == set()
 
 
+def test_rounding_of_another_kernel_is_no_difference_in_nats():
+    """The same weights as CSR: a divergence that differs in its sixth decimal is the same divergence."""
+    rng = np.random.default_rng(0)
+    tokens = np.full(40, 100.0)
+    first = rng.gamma(2.0, 0.04, 40) * tokens
+    rounded = first + tokens * (1.1e-6 + 1e-9 * rng.normal(size=40))
+    found = difference("kl", (first, tokens), (rounded, tokens))
+    assert found.lo > 0  # every window moved the same way, and yet
+    assert (found.verdict, found.why) == ("same", "no measurable difference")
+    assert difference("kl", (first, tokens), (first + tokens * 1e-4, tokens)).verdict == "worse"
+    # Shares have no nats: one position in a million counts, if its interval says so.
+    assert difference("top1_agreement", (first, tokens), (rounded, tokens)).verdict == "better"
+
+
 # --- export --------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +151,50 @@ def test_latex_table_is_booktabs_and_escaped(run):
         assert word in text
     assert latex("a_b & c\\d~") == r"a\_b \& c\textbackslash{}d\textasciitilde{}"
     assert not re.search(r"(?<!\\)%", text.split("\n", 1)[1].split(r"\bottomrule")[0])
+
+
+def test_latex_holds_notes_and_methods_that_can_be_pasted(run):
+    text = export_table(run, kind="latex")
+    below = text.split(r"\end{tabular}")[1]
+    printed = [line for line in below.splitlines() if line and not line.startswith("%")]
+    assert printed[0].startswith(r"{\footnotesize Brackets: 95 \% intervals")
+    assert printed[1].startswith(r"\paragraph{Methods.} We evaluated tiny in float32")
+    assert len(printed) == 2
+    assert not re.search(r"(?<!\\)[%_]", "".join(printed).replace(r"\%", ""))
+    # What is left as comments is the entry for a .bib file.
+    assert all(line.startswith("% ") for line in below.splitlines() if line and line not in printed)
+
+
+def test_headings_and_numbers_of_other_tables(run, make_run):
+    head = export_table(run, table="groups").splitlines()[0]
+    assert "zeros, group (%)" in head
+    assert "whole model" not in head
+    assert "zeros, whole model (%)" in export_table(run).splitlines()[0]
+    other = make_run(
+        name="whole", sparsities=("0.5", "0.6", "0.7"), methods=("wanda",), seeds=(1,), variants=("masked",), windows=20
+    )
+    aggregate_run(other, figures=False)
+    lines = export_table(other, columns=["method", "calibration_windows", "calibration_seed"]).splitlines()
+    assert {line for line in lines if line.startswith("| wanda")} == {"| wanda | 32 | 1 |"}
+    columns = ["metric", "tolerance", "answer", "sparsity_within", "sparsity_beyond", "sparsity_estimate"]
+    lines = export_table(other, table="tipping", columns=columns).splitlines()
+    assert lines[2] == "| perplexity | 0.05 | below the first grid step | 0 | 50 |  |"
+    assert read_table(other, "tipping")["sparsity_estimate"].to_pylist() == [None, None]
+    written = export_table(other, kind="csv", table="tipping", columns=["answer", "sparsity_estimate"])
+    assert written.splitlines()[1] == '"below the first grid step",'
+
+
+def test_break_bounds_have_the_unit_of_the_break(make_run):
+    run = make_run(
+        sparsities=("0.05", *(f"0.{n}" for n in range(1, 8))), methods=("magnitude",), variants=("masked",), windows=40
+    )
+    aggregate_run(run, figures=False)
+    columns = ["break_sparsity", "break_lo", "break_hi", "break_share_two_pieces"]
+    text = export_table(run, table="tipping", columns=columns).splitlines()
+    assert text[0] == "| break sparsity (%) | break lo (%) | break hi (%) | break share two pieces (%) |"
+    place, low, high, share = (float(cell) for cell in text[2].strip("| ").split(" | "))
+    assert 1 < low <= place <= high < 100
+    assert 1 < share <= 100
 
 
 def test_csv_and_parquet_hold_the_chosen_columns(run, tmp_path):
@@ -336,6 +394,27 @@ def test_nothing_qualifies_and_what_comes_closest(run):
 def test_dense_qualifies_where_it_is_small_enough(run):
     (found,) = advise(run, Limits.parse("+0%"))
     assert any("dense" in choice.name for choice in found.qualifying)
+
+
+def test_nothing_pruned_is_advised_over_dense_unless_it_is_smaller(run):
+    """Masked is as large as dense and loses something: dense comes first, and alternatives are smaller ones."""
+    table = read_table(run, "global").to_pandas().query("convention == 'unique'").set_index("cell_id")
+    dense = table.query("method == 'none'").iloc[0]
+    (found,) = advise(run, Limits.parse("+1000000%"))
+    smaller = table[table["bytes_total"] < dense["bytes_total"]]
+    for choice in found.qualifying:
+        assert choice.gains == (choice.cell_id in smaller.index or table.loc[choice.cell_id, "method"] == "none")
+    gains = [choice.gains for choice in found.qualifying]
+    assert gains == sorted(gains, reverse=True)
+    (strict,) = advise(run, Limits.parse("+0%"))
+    assert strict.qualifying[0].cell_id == dense.name
+    assert "it is not pruned: nothing pruned that was measured qualifies and is smaller" in strict.text()
+    masked = table.query("variant == 'masked' and sparsity_target == 0.3 and method == 'magnitude'").iloc[0]
+    limit = masked["perplexity_hi"] / masked["perplexity_dense"] - 1 + 1e-9
+    (near,) = advise(run, Limits.parse(f"+{100 * limit:.9f}%"))
+    ids = [choice.cell_id for choice in near.qualifying]
+    assert ids.index(dense.name) < ids.index(masked.name)
+    assert "masked" not in near.text()
 
 
 def test_untrained_models_get_no_advice_on_behaviour(make_run, synthetic):

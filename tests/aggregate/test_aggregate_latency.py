@@ -10,8 +10,10 @@ import pytest
 
 from aggregate.advise import Limits, advise
 from aggregate.api import aggregate_run
+from aggregate.diff import diff_runs
 from aggregate.figures import draw_figures
 from aggregate.figures.data import load
+from aggregate.figures.style import number
 from aggregate.report import write_report
 from aggregate.report.speed import break_evens, headlines, speed_rows
 from aggregate.tables import read_latency, read_table
@@ -69,8 +71,8 @@ def write_timings(run, cells, synthetic, cpus=("old",)):
     """Timed cells of a run; with several machines each cell on the next one."""
     timed = [dataclasses.replace(cell, latency=TIMING) for cell in cells]
     synthetic.write_plan(run, [*cells, *timed])
-    for number, cell in enumerate(timed):
-        cpu = cpus[number % len(cpus)]
+    for place, cell in enumerate(timed):
+        cpu = cpus[place % len(cpus)]
         row = synthetic.cell_row(cell, synthetic.SMOLLM) | {
             "cpu_model": cpu,
             "kernel": {"masked": "dense"}.get(cell.variant, cell.variant),
@@ -220,3 +222,72 @@ def test_advice_knows_the_speed(run):
     (found,) = advise(run, Limits.parse(min_speedup=3))
     assert found.closest is not None
     assert found.closest.misses == ("speed of at least 3 x dense",)
+
+
+@pytest.mark.browser
+def test_speed_is_a_view_between_bytes_and_promise(open_report, run):
+    page = open_report(write_report(run))
+    assert page.locator("#speed-view").is_visible()
+    traces = {
+        trace["name"]: trace
+        for trace in page.evaluate(
+            "document.getElementById('view-speed').data.map(t => ({name: t.name, x: t.x, y: t.y, e: t.error_y}))"
+        )
+    }
+    bitmap = traces["bitmap, magnitude, unstructured: measured"]
+    assert bitmap["x"] == [10, 30, 50]
+    assert bitmap["y"] == pytest.approx([DENSE_S / t for t in TIMES["bitmap"].values()], rel=1e-4)
+    assert bitmap["e"]["array"] == pytest.approx([0.02 * y for y in bitmap["y"]], rel=1e-3)
+    allowed = traces["bitmap, magnitude, unstructured: bytes would allow"]["y"]
+    assert allowed == pytest.approx([1 / (0.2 + 0.8 * (1 - s + 1 / 32)) for s in (0.1, 0.3, 0.5)], rel=1e-4)
+    promise = next(trace for name, trace in traces.items() if name.startswith("operations promise"))
+    assert promise["y"] == pytest.approx([1 / (0.2 + 0.8 * (1 - s)) for s in (0.1, 0.3, 0.5)], rel=1e-4)
+    assert "old, 2 threads" in page.locator("#view-speed-note").inner_text()
+    page.select_option("#variant", "csr")
+    names = page.evaluate("document.getElementById('view-speed').data.map(t => t.name)")
+    assert not [name for name in names if name.startswith("bitmap")]
+    # The front against measured time, with dense on it as a reference.
+    page.select_option("#variant", "")
+    page.select_option("#cost", "time")
+    assert "cost=time" in page.url
+    pareto = "document.getElementById('view-pareto')"
+    assert page.evaluate(f"{pareto}.layout.xaxis.title.text").startswith("ms per decoded token")
+    front = page.evaluate(f"{pareto}.data.find(t => t.name === 'front').x")
+    assert front == sorted(front)
+    assert "dense" in page.evaluate(f"{pareto}.data.map(t => t.name)")
+    page.select_option("#loss", "top1_agreement")
+    assert page.evaluate(f"{pareto}.layout.title.text").replace("<br>", " ") == "Top-1 agreement against time per token"
+
+
+def test_timed_cells_of_two_runs_get_a_verdict(tmp_path, run, synthetic):
+    def timings(other):
+        found = diff_runs(run, other)
+        return [line for line in found.lines if line.metric == "speedup"], found
+
+    again = make(tmp_path / "again", synthetic)
+    lines, found = timings(again)
+    assert len(lines) == 7
+    assert {(line.difference.verdict, line.difference.why) for line in lines} == {("same", "their rounds overlap")}
+    assert found.exit_code == 0
+    slower = make(tmp_path / "slower", synthetic)
+    for cell in synthetic.cells_of("smol", **GRID):
+        timed = dataclasses.replace(cell, latency=TIMING)
+        if cell.variant == "bitmap" and cell.pruning.sparsity == "0.5":
+            row = shards.read_row(slower.cell(timed.cell_id), timed.cell_id)
+            rows = [
+                one._replace(numerator=0.5 * one.numerator) if one.metric.startswith("speedup") else one
+                for one in timing_rows(timed, "old")
+            ]
+            shards.write_shard(slower.cell(timed.cell_id), row, rows)
+    aggregate_run(slower, figures=False)
+    lines, found = timings(slower)
+    (worse,) = [line for line in lines if line.difference.verdict != "same"]
+    assert worse.difference.verdict == "worse"
+    assert worse.difference.value == pytest.approx(-0.5 * DENSE_S / TIMES["bitmap"]["0.5"])
+    assert worse.what.endswith("bitmap latency")
+    assert found.exit_code == 1
+    lines, _ = timings(make(tmp_path / "new", synthetic, ("new",)))
+    assert {line.difference.why for line in lines} == {"times of two machines do not compare"}
+    text = write_report(slower, run).read_text(encoding="utf-8")
+    assert '<th scope="col">difference</th>' in text
+    assert f"<td>{number(-0.5 * DENSE_S / TIMES['bitmap']['0.5'], 3)}</td><td>worse</td>" in text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.resources
+import functools
+import itertools
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,27 +14,13 @@ import pytest
 
 from aggregate.api import aggregate_run
 from aggregate.report import write_report
+from sparsehpc.core import shards
 from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.schema import Measurement
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">&lt;b&gt;'
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on PATH: the page is not tested in a browser")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        found = engine.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +39,9 @@ def report(tmp_path_factory, synthetic) -> Path:
 
 
 @pytest.fixture
-def open_page(browser, report):
-    """Open the page with no network; anything it logs as a warning or an error fails the test."""
-    contexts, said = [], []
-
-    def open_it(state: str = "", **options):
-        context = browser.new_context(offline=True, accept_downloads=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
-        page.goto(report.as_uri() + state)
-        if options.get("java_script_enabled", True):
-            page.wait_for_function("document.documentElement.dataset.ready === '1'")
-        return page
-
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert said == []
+def open_page(open_report, report):
+    """Open the page of the synthetic run."""
+    return functools.partial(open_report, report)
 
 
 def rows(page) -> list[list[str]]:
@@ -129,6 +98,57 @@ def test_references_stay_on_the_front_whatever_is_chosen(open_page):
     assert "masked" not in names
 
 
+def test_the_front_is_shown_against_bytes_and_time_and_by_either_loss(open_page):
+    page = open_page("#/?loss=top1_agreement")
+    plot = "document.getElementById('view-pareto')"
+    front = f"{plot}.data.find(t => t.name === 'front')"
+    agreement = page.evaluate(f"[{front}.x, {front}.y]")
+    assert agreement[0] == sorted(agreement[0])
+    assert agreement[1] == sorted(agreement[1])
+    assert agreement[1][-1] == 100
+    page.select_option("#loss", "perplexity")
+    assert "loss=" not in page.url
+    later = page.evaluate(f"{front}.y")
+    assert later == sorted(later, reverse=True)
+    assert "dense" in page.evaluate(f"{plot}.layout.annotations.map(a => a.text)")
+    # Nothing was timed here: size is the only cost, and there is no view of speed.
+    assert page.locator("#cost option").all_inner_texts() == ["size"]
+    assert not page.locator("#speed-view").is_visible()
+
+
+def test_an_entry_of_a_legend_hides_its_line_everywhere(open_page):
+    page = open_page()
+    name = "csr, random, unstructured"
+    page.locator("#view-perplexity-legend button", has_text=name).click()
+    for view in ("perplexity", "agreement"):
+        shown = page.evaluate(f"document.getElementById('view-{view}').data.find(t => t.name === '{name}').visible")
+        assert shown is False
+        assert page.locator(f"#view-{view}-legend button[aria-pressed=false]").all_text_contents() == [
+            f"\N{BLACK UP-POINTING TRIANGLE}{name}"
+        ]
+    assert name in page.evaluate("document.activeElement.innerText")
+    again = open_page(page.url[page.url.index("#") :])
+    assert again.locator("#view-agreement-legend button[aria-pressed=false]").count() == 1
+    again.locator("#view-agreement-legend button[aria-pressed=false]").click()
+    assert "off=" not in again.url
+
+
+def test_on_paper_tables_and_figures_are_open_and_the_views_away(open_page):
+    page = open_page(color_scheme="dark")
+    assert not page.locator("#results-table").is_visible()
+    page.emulate_media(media="print")
+    page.locator("#results-table").wait_for(state="visible")
+    assert page.locator("#figures img").first.is_visible()
+    assert not page.locator("#explore").is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen")
+    page.locator("#results-table").wait_for(state="hidden")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#results-table").is_visible()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not page.locator("#results-table").is_visible()
+
+
 def test_bins_and_flips_follow_the_choice(open_page):
     page = open_page()
     traces = "document.getElementById('view-bins').data"
@@ -152,6 +172,16 @@ def test_bins_and_flips_follow_the_choice(open_page):
 
 def test_heat_map_opens_a_layer(open_page):
     page = open_page()
+    page.locator("#view-heat").scroll_into_view_if_needed()
+    area = page.locator("#view-heat .nsewdrag").first.bounding_box()
+    columns = page.evaluate("document.getElementById('view-heat').data[0].x.length")
+    # The middle of three layers, the first projection.
+    page.mouse.move(area["x"] + area["width"] / columns / 2, area["y"] + area["height"] / 2)
+    page.locator("#view-heat .hoverlayer .hovertext").wait_for()
+    text = page.locator("#view-heat .hoverlayer").text_content()
+    shown = page.evaluate("document.getElementById('view-heat').data[0].z[1][0]")
+    assert text.startswith("layer 1, ")
+    assert f"{shown:.4g}" in text
     page.select_option("#layer", "2")
     assert page.evaluate("document.getElementById('view-layer').layout.title.text").startswith("Layer 2")
     page.evaluate("document.getElementById('view-heat').emit('plotly_click', {points: [{y: 1}]})")
@@ -211,7 +241,8 @@ def test_untrained_models_are_marked_in_every_view(open_page):
     for view in page.locator(".view > div[role=img]").all():
         if view.is_visible():
             assert "untrained" in view.inner_text(), view.get_attribute("id")
-    assert all("untrained" in row[20] for row in rows(page))
+    marks = page.locator("#cells th", has_text=re.compile("^mark$")).evaluate("head => head.cellIndex")
+    assert all("untrained" in row[marks] for row in rows(page))
     page.select_option("#model", "0")
     assert "untrained" not in page.locator("#view-size").inner_text()
 
@@ -238,11 +269,10 @@ def test_old_figures_stand_beside_their_twins(open_page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_issue(open_page, scheme):
-    pytest.importorskip("axe_core_python")
+def test_axe_finds_no_serious_issue(open_page, scheme, axe):
     page = open_page(color_scheme=scheme)
     page.locator("#twins summary").click()
-    page.evaluate((importlib.resources.files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     serious = [
         (violation["id"], violation["nodes"][0]["html"][:200])
@@ -299,3 +329,105 @@ def test_page_of_a_run_that_has_hardly_begun(browser, tmp_path, synthetic, done,
     assert page.locator("#view-perplexity-none").is_visible()
     assert said == []
     context.close()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, synthetic) -> Path:
+    """A page of fourteen ways of pruning: nine methods, patterns at one sparsity, one method worse than guessing."""
+    run = RunFolder(tmp_path_factory.mktemp("many") / "run")
+    names = ("magnitude", "random", "wanda", "ria", "sparsegpt", "admm", "flap", "owl", "layerwise")
+    cells = synthetic.cells_of("tiny", sparsities=("0.3", "0.5"), methods=names, variants=("masked",), windows=16)
+    half = [cell for cell in cells if not cell.is_dense and cell.pruning.sparsity == "0.5"]
+    cells += [
+        dataclasses.replace(cell, pruning=dataclasses.replace(cell.pruning, pattern="2:4"))
+        for cell in half
+        if cell.pruning.method in ("magnitude", "wanda", "ria")
+    ]
+    cells += [
+        dataclasses.replace(cell, pruning=dataclasses.replace(cell.pruning, refit=True))
+        for cell in half
+        if cell.pruning.method in ("magnitude", "wanda")
+    ]
+    cells += [dataclasses.replace(cell, variant="csr") for cell in half if cell.pruning.method == "magnitude"]
+    shape = synthetic.Shape(3, 16, 32, 64, 16, source_bytes=9000)
+    synthetic.write_plan(run, cells)
+    for cell in cells:
+        mark = "worse than guessing" if cell.pruning.method == "random" else ""
+        rows = synthetic.structure_rows(cell, shape) + synthetic.window_rows(cell, shape, cell.evaluation.windows)
+        if cell.variant == "csr":
+            rows.append(Measurement("model", "model", "break_even_sparsity", 0.5078125, reduction="mean"))
+        shards.write_shard(run.cell(cell.cell_id), synthetic.cell_row(cell, shape, mark), rows)
+    aggregate_run(run, figures=False)
+    return write_report(run)
+
+
+def test_size_says_from_which_sparsity_on_a_format_is_smaller(open_report, many):
+    page = open_report(many, "#/?s=0.5")
+    text = page.locator("#break-even").inner_text()
+    assert text == "Smaller than dense in the same dtype from: csr 50.78 % (sparsity of each weight matrix)."
+    # Equal bytes in one format are one bar: fourteen ways of pruning at 50 % come to the bytes of masked.
+    bars = page.evaluate("document.getElementById('view-size').data[0].y")
+    assert [bar.replace("<br>", " ") for bar in bars] == [
+        "dense",
+        "masked, 14 ways of pruning",
+        "csr, magnitude, unstructured",
+    ]
+    page.select_option("#variant", "masked")
+    assert page.locator("#break-even").inner_text() == ""
+
+
+def test_filter_by_pattern(open_report, many):
+    page = open_report(many)
+    column = page.locator("#cells th", has_text=re.compile("^pattern")).evaluate("head => head.cellIndex")
+    assert {row[column] for row in rows(page)} == {"none", "unstructured", "2:4"}
+    page.select_option("#pattern", "2:4")
+    assert {row[column] for row in rows(page)} == {"none", "2:4"}
+    traces = "document.getElementById('view-agreement').data"
+    assert page.evaluate(f"{traces}.map(t => t.name)") == [
+        f"masked, {name}, 2:4" for name in ("magnitude", "wanda", "ria")
+    ]
+    # Single points are no lines.
+    assert set(page.evaluate(f"{traces}.map(t => t.mode)")) == {"markers"}
+    assert "pattern=2%3A4" in page.url
+
+
+def test_many_ways_of_pruning_stay_apart_and_legible(open_report, many):
+    for width in (1400, 420):
+        page = open_report(many, viewport={"width": width, "height": 900})
+        traces = "document.getElementById('view-agreement').data"
+        looks = page.evaluate(f"{traces}.map(t => JSON.stringify([t.line.color, t.line.dash, t.marker.symbol]))")
+        assert len(looks) == len(set(looks)) == 15
+        # Short names: what is usual goes without saying.
+        names = page.evaluate(f"{traces}.map(t => t.name)")
+        assert {"masked, magnitude, unstructured", "masked, magnitude, unstructured, refit"} <= set(names)
+        # The plot keeps its room, whatever stands in the legend; the legend stands below it.
+        for view in ("perplexity", "agreement", "flips"):
+            area = page.locator(f"#view-{view} .nsewdrag").first.bounding_box()
+            assert area["height"] > 200
+            assert area["width"] > 0.6 * page.locator(f"#view-{view}").bounding_box()["width"]
+            legend = page.locator(f"#view-{view}-legend").bounding_box()
+            plot = page.locator(f"#view-{view}").bounding_box()
+            assert legend["y"] >= plot["y"] + plot["height"] - 1
+        # Ticks do not touch each other.
+        ticks = [tick.bounding_box() for tick in page.locator("#view-perplexity .ytick").all()]
+        places = sorted(tick["y"] for tick in ticks)
+        assert min(b - a for a, b in itertools.pairwise(places)) > 8
+
+
+def test_cells_worse_than_guessing_are_named_and_not_drawn(open_report, many):
+    page = open_report(many)
+    names = page.evaluate("document.getElementById('view-perplexity').data.map(t => t.name)")
+    assert not [name for name in names if "random" in name]
+    assert page.evaluate("document.getElementById('view-agreement').data.some(t => t.name.includes('random'))")
+    for view in ("perplexity", "pareto"):
+        assert "random, unstructured at 30 %, 50 %" in page.locator(f"#view-{view}-note").inner_text()
+    head = page.locator("#headline").inner_text()
+    assert "is worse than guessing" not in head  # random keeps least: it gets no sentence
+    assert "random" not in head
+
+
+def test_axe_finds_no_serious_issue_among_many_ways(open_report, many, axe):
+    page = open_report(many, viewport={"width": 420, "height": 900})
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 
 import pytest
 
@@ -132,6 +133,15 @@ def test_two_worker_processes_and_one_killed_in_the_middle(plain, copy):
     distributed = pytest.importorskip("distributed")
     import warnings
 
+    def slow_down(seconds):
+        """Let every task of this worker process take longer; a new process is as fast as ever."""
+        import time
+
+        import aggregate.reduce
+
+        real = aggregate.reduce._reduced
+        aggregate.reduce._reduced = lambda *given: (time.sleep(seconds), real(*given))[1]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with (
@@ -142,14 +152,29 @@ def test_two_worker_processes_and_one_killed_in_the_middle(plain, copy):
         ):
             aggregate_run(copy, figures=False, shards_per_task=2, scheduler=client.get)
             assert digests(copy) == plain[1]
-            pids = list(client.run(os.getpid).values())
+            # Every task now takes a while, so that a kill finds some done, some in work and some waiting.
+            client.run(slow_down, 0.3)
+            pids = client.run(os.getpid)
+            seen = {}
 
             def killing_get(graph, keys, **words):
                 future = client.get(graph, keys, sync=False, **words)
-                os.kill(pids[0], 9)
-                return client.gather(future)
+                until = time.monotonic() + 60
+                while not any(client.has_what().values()) and time.monotonic() < until:
+                    time.sleep(0.02)
+                victim, results = max(client.has_what().items(), key=lambda item: len(item[1]))
+                seen.update(held=list(results), open=client.processing())
+                os.kill(pids[victim], 9)
+                answer = client.gather(future)
+                seen["pids"] = client.run(os.getpid)
+                return answer
 
             aggregate_run(copy, figures=False, shards_per_task=1, scheduler=killing_get)
+            # The killed worker held results, which were lost with it, and others were still to be made.
+            assert seen["held"]
+            assert sum(map(len, seen["open"].values())) > 0
+            # Another process took its place, or the other worker did all the rest.
+            assert set(seen["pids"].values()) != set(pids.values())
             assert digests(copy) == plain[1]
 
 

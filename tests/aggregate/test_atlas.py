@@ -13,6 +13,7 @@ import pytest
 
 from aggregate.api import aggregate_run
 from aggregate.atlas import keep_tables, kept_runs, render, write_results
+from aggregate.atlas.__main__ import main
 from aggregate.atlas.figures import draw
 from aggregate.atlas.kept import TABLES
 from aggregate.atlas.page import pages
@@ -123,6 +124,21 @@ def test_what_cannot_be_copied_or_rendered_is_said(methods, folder, tmp_path):
     (folder / "index.md.jinja").write_text("{{ no_such_table }}")
     with pytest.raises(UserError, match="no_such_table"):
         render(folder)
+
+
+def test_the_command_prints_the_verdict_of_every_claim(tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "results"
+    shutil.copytree(RESULTS, copy)
+    monkeypatch.setattr("sys.argv", ["atlas", str(copy)])
+    assert main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    claims = read_claims(RESULTS / "claims.toml")
+    found = [re.match(r"(true|false|depends|not measured) +([\w-]+): ", line) for line in lines]
+    said = {match[2]: match[1] for match in found if match}
+    assert list(said) == [claim.id for claim in claims]
+    assert said["masked-size"] == "true"
+    assert said["csr-size"] == "false"
+    assert re.fullmatch(rf"{len(claims)} claims: .*", lines[-1])
 
 
 # --- the committed pages --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@
 
   // --- state, kept in the address ---------------------------------------------------------------------------------
   const FILTERS = ["model", "method", "pattern", "variant"];
-  const defaults = { model: "0", method: "", pattern: "", variant: "", heat: "", by: "margin", what: "zeros", layer: "", s: "", q: "", sort: "", desc: "", page: "0", theme: "" };
+  const defaults = { model: "0", method: "", pattern: "", variant: "", heat: "", by: "margin", what: "zeros", layer: "", cost: "bytes", loss: "perplexity", off: "", s: "", q: "", sort: "", desc: "", page: "0", theme: "" };
   const state = { ...defaults };
   const read = () => {
     const hash = location.hash.startsWith("#/?") ? location.hash.slice(3) : "";
@@ -50,10 +50,19 @@
   };
   const SYMBOLS = { o: "circle", s: "square", "^": "triangle-up", D: "diamond", v: "triangle-down", P: "cross", X: "x", "*": "star", "<": "triangle-left", ">": "triangle-right" };
   const symbol = (variant) => SYMBOLS[(data.looks[variant] || {}).marker] || "circle";
-  // 20, 50, 100 instead of powers of ten, which few readers compare at sight.
-  const ticks = [-3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8].flatMap((k) => [1, 2, 3, 5].map((n) => n * 10 ** k));
-  const LOG = { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map((x) => x.toLocaleString("en-US", { maximumFractionDigits: 3 })) };
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+  // 20, 50, 100 instead of powers of ten, which few readers compare at sight; the fewer, the more decades there are.
+  const logAxis = (values) => {
+    const known = values.filter((x) => x > 0), [low, high] = [Math.min(...known), Math.max(...known)];
+    // Within half a decade a logarithmic axis is nearly linear, and round steps read best.
+    if (!(high > 3 * low)) return {};
+    const decades = Math.log10(high / low), steps = decades < 1.5 ? [1, 1.5, 2, 3, 5, 7] : decades < 3.5 ? [1, 2, 5] : [1];
+    const ticks = [];
+    for (let k = Math.floor(Math.log10(low)) - 1; k <= Math.ceil(Math.log10(high)); k += 1) ticks.push(...steps.map((n) => +(n * 10 ** k).toPrecision(3)));
+    return { type: "log", tickmode: "array", tickvals: ticks, ticktext: ticks.map((x) => x.toLocaleString("en-US", { maximumSignificantDigits: 3 })) };
+  };
+  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+  // Okabe and Ito's palette without yellow, and three that stand apart from it on light and dark ground.
+  const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#9467BD", "#8C564B", "#7F9F1F"];
 
   // --- what is chosen ---------------------------------------------------------------------------------------------
   const fits = (cell) =>
@@ -63,6 +72,21 @@
   const chosen = () => data.cells.filter(fits);
   const untrained = (cells) => cells.some((cell) => data.models[cell.m] && !data.models[cell.m].trained);
   const methodName = (cell) => [cell.method, cell.pattern, cell.extra].filter(Boolean).join(", ");
+  // Up to a handful of ways of pruning, colour tells the format and dashes the way; among more, colour tells the method.
+  const painter = (cells) => {
+    const pruned = cells.filter((cell) => cell.method !== "none");
+    const ways = [...new Set(pruned.map(methodName))], formats = new Set(pruned.map((cell) => cell.variant));
+    if (ways.length <= DASHES.length && (formats.size > 1 || ways.length < 2)) {
+      return (cell) => ({ colour: colour(cell.variant), dash: DASHES[ways.indexOf(methodName(cell)) % DASHES.length], symbol: symbol(cell.variant) });
+    }
+    const methods = [...new Set(data.cells.filter((cell) => cell.method !== "none").map((cell) => cell.method))];
+    const shapes = Object.values(SYMBOLS);
+    return (cell) => {
+      const n = methods.indexOf(cell.method), own = ways.filter((way) => way === cell.method || way.startsWith(`${cell.method}, `));
+      const number = own.indexOf(methodName(cell));
+      return { lone: number % 2 ? "-open" : "", colour: PALETTE[n % PALETTE.length], dash: DASHES[number % DASHES.length], symbol: formats.size > 1 ? symbol(cell.variant) : shapes[n % shapes.length] };
+    };
+  };
   const modelName = (cell) => (state.model === "" ? `${data.models[cell.m].model} ${data.models[cell.m].dtype}, ` : "");
 
   const layout = (title, x, y, cells, more = {}) => {
@@ -71,24 +95,77 @@
     const mark = untrained(cells) ? [{ text: "untrained: random weights", xref: "paper", yref: "paper", x: 1, y: 1.1, showarrow: false, font: { color: "#ffffff" }, bgcolor: "#a63d00", borderpad: 3 }] : [];
     const { annotations = [], xaxis = {}, yaxis = {}, ...rest } = more;
     return {
-      title: { text: title, x: 0, xref: "paper", font: { size: 15 } },
+      title: { text: title, x: 0, xref: "container", pad: { l: 6 }, font: { size: 15 } },
       font: { color: ink, family: "system-ui, sans-serif", size: 13 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 70, r: 20, t: 60, b: 55 }, hovermode: "closest",
-      legend: { orientation: "h", y: -0.28, yanchor: "top", font: { size: 11 } },
+      showlegend: false,
       xaxis: { title: { text: x, standoff: 8 }, gridcolor: line, zerolinecolor: line, automargin: true, ...xaxis },
       yaxis: { title: { text: y }, gridcolor: line, zerolinecolor: line, automargin: true, ...yaxis },
       annotations: [...mark, ...annotations], ...rest,
     };
   };
+  // Legends are lists beside the plots, as long as they need to be: they cover nothing and work by keyboard.
+  const GLYPHS = { circle: "\u25CF", square: "\u25A0", "triangle-up": "\u25B2", diamond: "\u25C6", "triangle-down": "\u25BC", cross: "\u271A", x: "\u2716", star: "\u2605", "triangle-left": "\u25C0", "triangle-right": "\u25B6",
+    "circle-open": "\u25CB", "square-open": "\u25A1", "triangle-up-open": "\u25B3", "diamond-open": "\u25C7", "triangle-down-open": "\u25BD", "cross-open": "\u271A", "x-open": "\u2716", "star-open": "\u2606", "triangle-left-open": "\u25C1", "triangle-right-open": "\u25B7" };
+  const STROKES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "12 4", longdashdot: "12 3 2 3" };
+  const svg = (name, attributes, text) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text) element.textContent = text;
+    return element;
+  };
+  const swatch = (trace) => {
+    const box = svg("svg", { width: 38, height: 14, "aria-hidden": "true" }), line = trace.line || {}, marker = trace.marker || {};
+    const one = (value) => (Array.isArray(value) ? "#888888" : value);
+    if (trace.type === "bar") {
+      box.append(svg("rect", { x: 6, y: 1, width: 26, height: 12, fill: one(marker.color), "fill-opacity": marker.opacity ?? 1 }));
+      if (marker.pattern && marker.pattern.shape) box.append(svg("text", { x: 19, y: 12, "text-anchor": "middle", "font-size": 13, fill: "#ffffff" }, marker.pattern.shape.repeat(4)));
+      return box;
+    }
+    if (!trace.mode || trace.mode.includes("lines")) box.append(svg("line", { x1: 0, y1: 7, x2: 38, y2: 7, stroke: line.color, "stroke-width": line.width || 2, "stroke-dasharray": STROKES[line.dash] || "" }));
+    if (trace.mode && trace.mode.includes("markers")) box.append(svg("text", { x: 19, y: 12, "text-anchor": "middle", "font-size": 13, fill: one(marker.color ?? line.color) }, GLYPHS[Array.isArray(marker.symbol) ? marker.symbol[0] : marker.symbol] || "\u25CF"));
+    return box;
+  };
+  const off = () => new Set(state.off ? state.off.split("\n") : []);
+  const traceName = (trace) => trace.name.replace(/&lt;/g, "<").replace(/&gt;/g, ">").replace(/&amp;/g, "&");
+  const legend = (id, traces) => {
+    const hidden = off(), entries = traces.filter((trace) => trace.name && trace.showlegend !== false);
+    byId(`${id}-legend`).replaceChildren(...(entries.length < 2 && !entries.some((trace) => hidden.has(traceName(trace))) ? [] : entries).map((trace) => {
+      const button = document.createElement("button"), text = traceName(trace), shown = !hidden.has(text);
+      button.type = "button";
+      button.setAttribute("aria-pressed", String(shown));
+      button.title = shown ? "click to hide" : "click to show";
+      button.append(swatch(trace), text);
+      button.addEventListener("click", () => {
+        if (shown) hidden.add(text); else hidden.delete(text);
+        set({ off: [...hidden].join("\n") });
+        [...byId(`${id}-legend`).children].find((one) => one.textContent === text)?.focus();
+      });
+      return button;
+    }));
+    for (const trace of traces) if (trace.name && hidden.has(traceName(trace))) trace.visible = false;
+  };
+  // A title as wide as its plot.
+  const wrapped = (text, width) => text.split(" ").reduce((lines, word) => {
+    const last = lines[lines.length - 1];
+    if (last && `${last} ${word}`.length > width) lines.push(word); else lines[lines.length - 1] = last ? `${last} ${word}` : word;
+    return lines;
+  }, [""]);
   const plot = (id, traces, shape, words) => {
     const box = byId(id);
     box.setAttribute("aria-label", words);
     const note = byId(`${id}-none`);
     note.hidden = traces.length > 0;
     box.hidden = !traces.length;
-    if (traces.length) Plotly.react(box, traces, shape, { displayModeBar: false, responsive: true });
-    else Plotly.purge(box);
+    legend(id, traces);
+    if (!traces.length) { Plotly.purge(box); return; }
+    if (!shape.title.text.includes("<br>")) {
+      const lines = wrapped(shape.title.text, Math.max(20, Math.floor(box.clientWidth / 8.2)));
+      shape.title.text = lines.join("<br>");
+      shape.margin = { ...shape.margin, t: shape.margin.t + 18 * (lines.length - 1) };
+    }
+    Plotly.react(box, traces, shape, { displayModeBar: false, responsive: true });
   };
 
   // --- views ------------------------------------------------------------------------------------------------------
@@ -106,49 +183,63 @@
       // A variant that starts later than others of its method is not joined to dense across what others measured.
       const first = Math.min(...line.map((cell) => cell.s));
       const late = cells.some((cell) => cell.m === line[0].m && cell.method === line[0].method && cell.pattern === line[0].pattern && cell.extra === line[0].extra && cell.s < first);
-      const dense = !late && data.cells.find((cell) => cell.m === line[0].m && cell.method === "none" && cell.variant === "dense");
+      // Nor is a single point: a line to it would show a course that nobody measured.
+      const dense = !late && new Set(line.map((cell) => cell.s)).size > 1 && data.cells.find((cell) => cell.m === line[0].m && cell.method === "none" && cell.variant === "dense");
       return [...(dense ? [dense] : []), ...line.sort((a, b) => a.s - b.s)];
     });
   };
-  // Several calibration seeds are one point: their mean, and their range in place of an interval.
+  // Several calibration seeds are one point: their mean (of perplexity the geometric one), with the interval of the
+  // tables where there are seeds enough for one, and their range where there are not.
   const overSeeds = (line, metric) => {
     const points = new Map();
     for (const cell of line) points.set(cell.s, [...(points.get(cell.s) || []), cell]);
     return [...points.values()].map((same) => {
       if (same.length === 1) return same[0];
-      const values = same.map((cell) => cell[metric]);
-      return { ...same[0], [metric]: values.reduce((a, b) => a + b, 0) / values.length, [`${metric}_lo`]: Math.min(...values), [`${metric}_hi`]: Math.max(...values), seeds: same.length, cell: `${same[0].cell} and ${same.length - 1} more` };
+      const cell = same[0], values = same.map((one) => one[metric]), mean = (list) => list.reduce((a, b) => a + b, 0) / list.length;
+      const found = data.seeds.find((one) => one.m === cell.m && one.metric === metric && one.s === cell.s && one.variant === cell.variant && one.method === cell.method && one.pattern === cell.pattern && one.extra === cell.extra);
+      return { ...cell, [metric]: metric === "perplexity" ? Math.exp(mean(values.map(Math.log))) : mean(values), [`${metric}_lo`]: found ? found.lo : Math.min(...values), [`${metric}_hi`]: found ? found.hi : Math.max(...values), interval: Boolean(found), seeds: same.length, cell: `${cell.cell} and ${same.length - 1} more` };
     });
   };
+  const worse = (cell) => (cell.mark || "").includes("worse than guessing") && data.models[cell.m].trained;
+  // Cells worse than guessing are named, not drawn: their perplexity says nothing more, and would squeeze all others.
+  const leftOut = (id, cells) => {
+    const by = new Map();
+    for (const cell of cells) by.set(methodName(cell), new Set([...(by.get(methodName(cell)) || []), percent(cell.s)]));
+    const named = [...by].map(([name, s]) => `${name} at ${[...s].join(", ")}`);
+    byId(id).textContent = cells.length ? `Worse than guessing (perplexity above the size of the vocabulary) and not drawn: ${named.slice(0, 8).join("; ")}${named.length > 8 ? ` and ${named.length - 8} more` : ""}.` : "";
+  };
   const curve = (id, metric, title, label, scale, log) => {
-    const cells = chosen();
-    const methods = [...new Set(cells.filter((cell) => cell.method !== "none").map(methodName))];
+    const cells = chosen(), paint = painter(cells);
     const lines = series(cells);
+    if (log) leftOut(`${id}-note`, cells.filter(worse));
     const traces = lines.slice(0, MOST_LINES).map((line) => {
-      const cell = line[line.length - 1], known = overSeeds(line.filter((one) => one[metric] !== undefined), metric);
+      const cell = line[line.length - 1], look = paint(cell), known = overSeeds(line.filter((one) => one[metric] !== undefined && !(log && worse(one))), metric);
       const seeds = Math.max(...known.map((one) => one.seeds || 1));
+      const spread = known.some((one) => one.seeds && one.interval) ? "95 % interval" : "range";
       const side = (sign, bound) => known.map((one) => (one[bound] === undefined ? 0 : sign * scale * (one[bound] - one[metric])));
       return {
-        x: known.map((one) => 100 * one.s), y: known.map((one) => scale * one[metric]), mode: "lines+markers", type: "scatter",
-        name: plain(`${modelName(cell)}${cell.variant}, ${methodName(cell)}${seeds > 1 ? `, mean and range of ${seeds} seeds` : ""}`),
-        line: { color: colour(cell.variant), dash: DASHES[methods.indexOf(methodName(cell)) % DASHES.length], width: 2 },
-        marker: { symbol: symbol(cell.variant), size: 8 },
-        error_y: { type: "data", symmetric: false, array: side(1, `${metric}_hi`), arrayminus: side(-1, `${metric}_lo`), thickness: 1.2, width: 3 },
+        x: known.map((one) => 100 * one.s), y: known.map((one) => scale * one[metric]), mode: known.length > 1 ? "lines+markers" : "markers", type: "scatter",
+        name: plain(`${modelName(cell)}${cell.variant}, ${methodName(cell)}${seeds > 1 ? `, mean and ${spread} of ${seeds} seeds` : ""}`),
+        line: { color: look.colour, dash: look.dash, width: 2 },
+        // Points that no line joins are told apart by filled and open marks where dashes would do it.
+        marker: { symbol: look.symbol + (known.length > 1 ? "" : look.lone || ""), size: 8, color: look.colour },
+        error_y: { type: "data", symmetric: false, array: side(1, `${metric}_hi`), arrayminus: side(-1, `${metric}_lo`), thickness: 1.2, width: 3, color: look.colour },
         customdata: known.map((one) => [
           one[`${metric}_lo`] === undefined ? "" : ` [${figure(scale * one[`${metric}_lo`])}, ${figure(scale * one[`${metric}_hi`])}]`,
           one.cell, plain(one.mark),
         ]),
         hovertemplate: `%{y:.4~g}%{customdata[0]} at %{x:.4~g} %<br>%{customdata[2]}<br>cell %{customdata[1]}<extra>%{fullData.name}</extra>`,
       };
-    }).filter((trace) => trace.x.length);
+    }).filter((trace) => trace.x.length && trace.x.some((x) => x > 0));
     const values = traces.flatMap((trace) => trace.y);
-    // Within half a decade a logarithmic axis is nearly linear, and round steps read best.
-    const axis = log ? (Math.max(...values) > 3 * Math.min(...values) ? LOG : {}) : { rangemode: "tozero" };
+    const axis = log ? logAxis(values) : { rangemode: "tozero" };
     const tips = data.tipping.filter((tip) => tip.metric === metric && cells.some((cell) => cell.method === tip.method && cell.pattern === tip.pattern && cell.variant === tip.variant && cell.m === tip.m && cell.extra === tip.extra));
     const once = [...new Map(tips.map((tip) => [`${tip.m}|${tip.method}|${tip.pattern}|${tip.extra}`, tip])).values()].slice(0, 12);
-    const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: DASHES[methods.indexOf(methodName(tip)) % DASHES.length] || "solid" } }));
+    const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: paint(tip).dash || "solid" } }));
+    const dense = data.cells.find((cell) => cell.m === +state.model && cell.method === "none" && cell.variant === "dense");
+    if (log && state.model !== "" && dense && dense[metric] !== undefined) shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: dense[metric], y1: dense[metric], line: { color: "#888888", width: 1, dash: "dot" } });
     const annotations = once.map((tip, n) => ({ x: 100 * tip.s, xanchor: "left", y: 0.98 - 0.07 * (n % 4), yref: "paper", showarrow: false, font: { size: 11 }, text: plain(`${[tip.method, tip.extra].filter(Boolean).join(", ")}: ${figure(100 * tip.s, 3)} %`) }));
-    plot(id, traces, layout(title + some(traces.length, lines.length, "lines"), "sparsity asked (%)", label, cells, { shapes, annotations, yaxis: axis }),
+    plot(id, traces, layout(title + some(Math.min(lines.length, MOST_LINES), lines.length, "lines"), "sparsity asked (%)", label, cells, { shapes, annotations, xaxis: { rangemode: "tozero" }, yaxis: axis }),
       `${title}: ${traces.length} lines. ${once.map((tip) => `${tip.method} leaves the tolerance at ${figure(100 * tip.s, 3)} %`).join("; ")}`);
   };
 
@@ -160,17 +251,28 @@
   };
   const size = () => {
     const s = shownSparsity();
-    const all = chosen().filter((cell) => cell.method === "none" || cell.s === s), cells = all.slice(0, MOST_LINES);
-    const several = new Set(cells.filter((cell) => cell.method !== "none").map((cell) => [cell.method, cell.pattern, cell.extra, cell.seed].join("|"))).size > 1;
+    const all = chosen().filter((cell) => cell.method === "none" || cell.s === s), wide = byId("view-size").parentElement.clientWidth > 640;
+    // The same bytes in the same format are one bar, however many ways of pruning come to them.
+    const alike = new Map();
+    for (const cell of all) {
+      const key = JSON.stringify([cell.m, cell.method === "none", cell.variant, cell.parts]);
+      alike.set(key, [...(alike.get(key) || []), cell]);
+    }
+    const groups = [...alike.values()].slice(0, MOST_LINES), cells = groups.map((group) => group[0]), ways = groups.map((group) => [...new Set(group.map((cell) => `${methodName(cell)}${cell.seed === null ? "" : `, seed ${cell.seed}`}`))]);
+    const several = ways.some((way) => way.length > 1) || new Set(cells.filter((cell) => cell.method !== "none").map((cell) => [cell.method, cell.pattern, cell.extra, cell.seed].join("|"))).size > 1;
     const seeded = new Set(cells.map((cell) => cell.seed).filter((seed) => seed !== null)).size > 1;
-    const names = cells.map((cell) => plain(modelName(cell) + (cell.method === "none" || !several ? cell.variant : `${cell.variant}, ${methodName(cell)}${cell.seed === null || !seeded ? "" : `, seed ${cell.seed}`}`)));
+    const long = (cell) => `${methodName(cell)}${cell.seed === null || !seeded ? "" : `, seed ${cell.seed}`}`;
+    const names = cells.map((cell, n) => {
+      const one = modelName(cell) + (cell.method === "none" || !several ? cell.variant : ways[n].length > 1 ? `${cell.variant}, ${ways[n].length} ways of pruning` : `${cell.variant}, ${long(cell)}`);
+      return wrapped(plain(one), wide ? 44 : 16).join("<br>");
+    });
     const parts = Object.keys(data.components).concat([...new Set(cells.flatMap((cell) => Object.keys(cell.parts)))].filter((part) => !(part in data.components)));
     const shapes = { indices: "/", offsets: "x", mask: ".", scales: "\\", bias: "+" };
     const traces = parts.filter((part) => cells.some((cell) => cell.parts[part])).map((part) => ({
-      type: "bar", orientation: "h", name: plain(data.components[part] || part), y: names, x: cells.map((cell) => (cell.parts[part] || 0) / MIB),
+      type: "bar", orientation: "h", name: plain(data.components[part] || part), y: names, x: cells.map((cell) => (cell.parts[part] || 0) / MIB), showlegend: true,
       marker: { color: cells.map((cell) => colour(cell.variant)), opacity: part === "weight" ? 1 : 0.7, pattern: { shape: shapes[part] || "" }, line: { color: "#ffffff", width: 0.5 } },
-      customdata: cells.map((cell) => [cell.bytes_total / MIB, cell.break_even_sparsity === undefined ? "" : `<br>smaller than dense from ${percent(cell.break_even_sparsity)}`]),
-      hovertemplate: "%{fullData.name}: %{x:.1f} MiB of %{customdata[0]:.1f}%{customdata[1]}<extra>%{y}</extra>",
+      customdata: cells.map((cell, n) => [cell.bytes_total / MIB, cell.break_even_sparsity === undefined ? "" : `<br>smaller than dense from ${percent(cell.break_even_sparsity)}`, ways[n].length > 1 ? `<br>${ways[n].slice(0, 12).map(plain).join("<br>")}${ways[n].length > 12 ? "<br>..." : ""}` : ""]),
+      hovertemplate: "%{fullData.name}: %{x:.1f} MiB of %{customdata[0]:.1f}%{customdata[1]}%{customdata[2]}<extra>%{y}</extra>",
     }));
     const lines = [], annotations = [];
     const references = [["bytes_dense_float32", "dense float32", "solid"], ["bytes_dense_published", "published dtype", "dash"], ["bytes_source_file", "source file", "dot"]];
@@ -180,34 +282,80 @@
       lines.push({ type: "line", x0: value, x1: value, y0: 0, y1: 1, yref: "paper", line: { width: 1.5, dash, color: "#888888" } });
       annotations.push({ x: value, y: 1 + 0.05 * n, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
     });
-    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(cells.length, all.length, "cells")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 220 + 30 * cells.length, margin: { l: 70, r: 20, t: 95, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
+    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(groups.length, alike.size, "bars")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 190 + cells.length * (14 + 16 * Math.max(...names.map((name) => name.split("<br>").length))), margin: { l: 70, r: 20, t: 95, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
       `Size of ${cells.length} cells: ${cells.map((cell, n) => `${names[n]} ${figure(cell.bytes_total / MIB)} MiB`).slice(0, 12).join("; ")}`);
     const even = [...new Map(cells.filter((cell) => cell.break_even_sparsity !== undefined).map((cell) => [cell.variant, cell])).values()];
     byId("break-even").textContent = even.length ? `Smaller than dense in the same dtype from: ${even.map((cell) => `${cell.variant} ${percent(cell.break_even_sparsity)}`).join(", ")} (sparsity of each weight matrix).` : "";
   };
 
+  const COSTS = { bytes: ["size", "MiB", "bytes_total", 1 / MIB], time: ["time per token", "ms per decoded token, measured", "decode_s_per_token", 1e3] };
+  const LOSSES = { perplexity: ["Perplexity", "perplexity (lower left is better)", 1], top1_agreement: ["Top-1 agreement", "equal top-1 choices (%) (upper left is better)", 100] };
   const pareto = () => {
     // References stay whatever is chosen: what is not pruned is what pruning has to beat.
     const reference = (cell) => cell.method === "none" && (state.model === "" || cell.m === +state.model);
-    const all = data.cells.filter((cell) => (fits(cell) || reference(cell)) && cell.bytes_total !== undefined && cell.perplexity !== undefined);
-    const rank = (cell) => 2 * (cell.method === "none") + cell.front;
-    const cells = [...all].sort((a, b) => rank(b) - rank(a)).slice(0, MOST_POINTS);
-    const variants = [...new Set(cells.map((cell) => cell.variant))];
-    const traces = variants.map((variant) => {
-      const own = cells.filter((cell) => cell.variant === variant);
+    const own = data.cells.filter((cell) => state.model === "" || cell.m === +state.model);
+    const costs = Object.keys(COSTS).filter((key) => own.some((cell) => cell[COSTS[key][2]] !== undefined));
+    const cost = costs.includes(state.cost) ? state.cost : "bytes", loss = state.loss in LOSSES ? state.loss : "perplexity";
+    options(byId("cost"), costs.map((key) => [key, COSTS[key][0]]));
+    byId("cost").value = cost;
+    byId("loss").value = loss;
+    const [costName, costLabel, costColumn, costScale] = COSTS[cost], [lossName, lossLabel, lossScale] = LOSSES[loss];
+    const known = own.filter((cell) => cell[costColumn] !== undefined && cell[loss] !== undefined);
+    const left = known.filter((cell) => loss === "perplexity" && worse(cell));
+    leftOut("view-pareto-note", left.filter(fits));
+    const all = known.filter((cell) => (fits(cell) || reference(cell)) && !left.includes(cell));
+    const cells = all.slice(0, MOST_POINTS);
+    const onFront = (cell) => (cell.front || "").split(" ").includes(`${cost}.${loss}`);
+    const x = (cell) => costScale * cell[costColumn], y = (cell) => lossScale * cell[loss];
+    const traces = [...new Set(cells.map((cell) => cell.variant))].map((variant) => {
+      const same = cells.filter((cell) => cell.variant === variant);
       return {
-        type: "scatter", mode: "markers", name: plain(variant), x: own.map((cell) => cell.bytes_total / MIB), y: own.map((cell) => cell.perplexity),
-        marker: { color: colour(variant), symbol: own.map((cell) => symbol(variant) + (cell.method === "none" ? "-open" : "")), size: own.map((cell) => (cell.front ? 11 : 7)), opacity: own.map((cell) => (cell.front ? 1 : 0.55)) },
-        text: own.map((cell) => plain(`${modelName(cell)}${cell.method === "none" ? "not pruned" : `${methodName(cell)} ${percent(cell.s)}`}${cell.front ? ", on the front" : ""}`)),
-        hovertemplate: "%{text}<br>%{x:.1f} MiB, perplexity %{y:.4~g}<extra>%{fullData.name}</extra>",
+        type: "scatter", mode: "markers", name: plain(variant), x: same.map(x), y: same.map(y),
+        marker: { color: colour(variant), symbol: same.map((cell) => symbol(variant) + (cell.method === "none" ? "-open" : "")), size: same.map((cell) => (cell.method === "none" || onFront(cell) ? 11 : 7)), opacity: same.map((cell) => (cell.method === "none" || onFront(cell) ? 1 : 0.55)), line: { width: same.map((cell) => (cell.method === "none" ? 2 : 0)) } },
+        text: same.map((cell) => plain(`${modelName(cell)}${cell.method === "none" ? "not pruned" : `${methodName(cell)} ${percent(cell.s)}`}${onFront(cell) ? ", on the front" : ""}`)),
+        hovertemplate: `%{text}<br>${costName} %{x:.4~g}${cost === "bytes" ? " MiB" : " ms"}, ${lossName.toLowerCase()} %{y:.4~g}<extra>%{fullData.name}</extra>`,
       };
     });
-    if (state.model !== "") {
-      const front = data.cells.filter((cell) => cell.m === +state.model && cell.front).sort((a, b) => a.bytes_total - b.bytes_total);
-      if (front.length) traces.push({ type: "scatter", mode: "lines", name: "front", x: front.map((cell) => cell.bytes_total / MIB), y: front.map((cell) => cell.perplexity), line: { shape: "hv", color: "#888888", width: 1 }, hoverinfo: "skip" });
+    const axis = loss === "perplexity" ? logAxis(cells.map(y)) : { rangemode: "tozero" };
+    const front = known.filter((cell) => onFront(cell) && !left.includes(cell)).sort((a, b) => x(a) - x(b));
+    if (state.model !== "" && front.length) traces.push({ type: "scatter", mode: "lines", name: "front", x: front.map(x), y: front.map(y), line: { shape: "hv", color: "#888888", width: 1 }, hoverinfo: "skip" });
+    // Dense in each format is named in the plot: the reader looks for it first.
+    const hidden = off(), log = (value) => (axis.type === "log" ? Math.log10(value) : value);
+    const annotations = state.model === "" ? [] : cells.filter((cell) => cell.method === "none" && !hidden.has(cell.variant)).slice(0, 8).map((cell, n) => ({ x: x(cell), y: log(y(cell)), text: plain(cell.variant), showarrow: true, arrowhead: 0, arrowwidth: 1, arrowcolor: "#888888", ax: 0, ay: (loss === "perplexity" ? 1 : -1) * (22 + 14 * (n % 2)), font: { size: 11 } }));
+    plot("view-pareto", traces, layout(`${lossName} against ${costName}${some(cells.length, all.length, "cells")}`, costLabel, lossLabel, cells, { yaxis: axis, annotations }),
+      `${lossName} against ${costName} of ${cells.length} cells. On the front: ${front.slice(0, 8).map((cell) => `${cell.variant}${cell.method === "none" ? "" : `, ${methodName(cell)} ${percent(cell.s)}`} ${figure(x(cell))} ${cost === "bytes" ? "MiB" : "ms"}, ${figure(y(cell))}`).join("; ")}.`);
+  };
+
+  // Measured speed between what the bytes would allow and what the operations promise.
+  const speed = () => {
+    const own = data.speed.filter((one) => (state.model === "" || one.m === +state.model) && (!state.method || one.method === state.method) && (!state.pattern || one.pattern === state.pattern) && (!state.variant || one.variant === state.variant));
+    byId("speed-view").hidden = !data.speed.length;
+    if (!data.speed.length) return;
+    const machines = [...new Set(own.map((one) => one.machine))], grouped = new Map();
+    for (const one of own) {
+      const key = JSON.stringify([one.m, one.machine, one.method, one.pattern, one.extra, one.variant]);
+      grouped.set(key, [...(grouped.get(key) || []), one]);
     }
-    plot("view-pareto", traces, layout("Perplexity against size" + some(cells.length, all.length, "cells"), "MiB", "perplexity (lower left is better)", cells, { yaxis: LOG }),
-      `Perplexity against size of ${cells.length} cells; ${cells.filter((cell) => cell.front).length} are on the front.`);
+    const lines = [...grouped.values()].slice(0, MOST_LINES / 2);
+    const paint = painter(own);
+    const traces = [], promised = new Map();
+    for (const line of lines.map((found) => [...found].sort((a, b) => a.s - b.s))) {
+      const one = line[0], look = paint(one), name = [machines.length > 1 ? one.machine : "", `${modelName(one)}${one.variant}`, methodName(one)].filter(Boolean).join(", ");
+      const common = { type: "scatter", x: line.map((cell) => 100 * cell.s), marker: { symbol: look.symbol, size: 8, color: look.colour } };
+      traces.push({ ...common, mode: line.length > 1 ? "lines+markers" : "markers", y: line.map((cell) => cell.speedup), name: plain(`${name}: measured`), line: { color: look.colour, dash: "solid", width: 2 },
+        error_y: { type: "data", symmetric: false, array: line.map((cell) => cell.most - cell.speedup), arrayminus: line.map((cell) => cell.speedup - cell.least), thickness: 1.2, width: 3, color: look.colour },
+        customdata: line.map((cell) => [cell.least, cell.most, cell.ceiling ?? "", cell.promise ?? ""]),
+        hovertemplate: "%{y:.3~g} x dense at %{x:.4~g} %, rounds from %{customdata[0]:.3~g} to %{customdata[1]:.3~g}<br>bytes allow %{customdata[2]:.3~g}, operations promise %{customdata[3]:.3~g}<extra>%{fullData.name}</extra>" });
+      if (line.some((cell) => cell.ceiling !== undefined)) traces.push({ type: "scatter", mode: line.length > 1 ? "lines" : "markers", x: common.x, y: line.map((cell) => cell.ceiling), name: plain(`${name}: bytes would allow`), line: { color: look.colour, dash: "dot", width: 1.5 }, marker: { symbol: "line-ew-open", size: 14, color: look.colour }, hovertemplate: "bytes would allow %{y:.3~g} x at %{x:.4~g} %<extra>%{fullData.name}</extra>" });
+      for (const cell of line) if (cell.promise !== undefined) promised.set(cell.s, cell.promise);
+    }
+    const steps = [...promised].sort((a, b) => a[0] - b[0]);
+    if (steps.length) traces.push({ type: "scatter", mode: steps.length > 1 ? "lines" : "markers", x: steps.map(([s]) => 100 * s), y: steps.map(([, value]) => value), name: "operations promise (dense FLOPs / FLOPs of the non-zeros)", line: { color: "#888888", dash: "dash", width: 1.5 }, marker: { color: "#888888" }, hovertemplate: "operations promise %{y:.3~g} x at %{x:.4~g} %<extra></extra>" });
+    const floor = Math.max(0, ...own.map((one) => one.floor || 0)), shapes = [{ type: "line", x0: 0, x1: 1, xref: "paper", y0: 1, y1: 1, line: { color: "#888888", width: 1 } }];
+    if (floor > 1) shapes.push({ type: "rect", x0: 0, x1: 1, xref: "paper", y0: 1 / floor, y1: floor, fillcolor: "#888888", opacity: 0.15, line: { width: 0 }, layer: "below" });
+    plot("view-speed", traces, layout("Measured decode speed against sparsity", "sparsity asked (%)", "x as fast as our dense kernels", own, { shapes, yaxis: { rangemode: "tozero" } }),
+      `Measured decode speed: ${lines.map((line) => `${line[0].variant}, ${methodName(line[0])}: ${line.map((cell) => `${figure(cell.speedup, 3)} x at ${percent(cell.s)}`).join(", ")}`).slice(0, 6).join("; ")}`);
+    byId("view-speed-note").textContent = own.length ? `${machines.join("; ")}. Bars: slowest and fastest round. ${floor > 1 ? `Grey band: cells that do the same work as dense stray from it by up to ${figure(floor, 3)} x, so nothing inside is a difference.` : ""}` : "";
   };
 
   const promise = () => {
@@ -267,24 +415,26 @@
     if (by !== undefined) byId("by").value = by;
     const s = shownSparsity(), all = own.filter((one) => one.s === s && one.by[by]), lines = all.slice(0, MOST_LINES);
     const [title, label] = KINDS[by] || [`Agreement by ${by}`, by];
-    plot("view-bins", lines.map((one, n) => ({
+    const paint = painter(lines);
+    byId("by").form.hidden = !kinds.length;
+    plot("view-bins", lines.map((one) => ({
       type: "scatter", mode: "lines+markers", x: one.by[by].labels, y: one.by[by].agreement.map((x) => 100 * x), name: plain(`${modelName(one)}${one.variant}, ${methodName(one)}`),
-      line: { color: colour(one.variant), dash: DASHES[n % DASHES.length], width: 2 }, marker: { symbol: symbol(one.variant), size: 8 },
+      line: { color: paint(one).colour, dash: paint(one).dash, width: 2 }, marker: { symbol: paint(one).symbol, size: 8, color: paint(one).colour },
       customdata: one.by[by].labels.map((_, k) => [one.by[by].positions[k], one.by[by].kl[k], one.by[by].lost[k] ?? 0, one.by[by].won[k] ?? 0]),
       hovertemplate: "%{x}: %{y:.4~g} % of %{customdata[0]:,} positions<br>KL %{customdata[1]:.3~g} nats; %{customdata[2]:,} tokens lost, %{customdata[3]:,} won<extra>%{fullData.name}</extra>",
     })), layout(`${plain(title)}${s === undefined ? "" : ` at ${percent(s)}`}${some(lines.length, all.length, "lines")}`, plain(label), "equal top-1 choices (%)", lines, { xaxis: { type: "category" } }),
       `${title}: ${lines.map((one) => `${one.method} ${one.by[by].labels.map((text, k) => `${text} ${figure(100 * one.by[by].agreement[k], 3)} %`).join(", ")}`).slice(0, 6).join("; ")}`);
   };
   const flips = () => {
-    const all = series(chosen()), lines = all.slice(0, MOST_LINES / 2);
-    const methods = [...new Set(lines.map((line) => methodName(line[line.length - 1])))];
+    const all = series(chosen()).filter((line) => line.some((cell) => cell.dense_only_right !== undefined && cell.s > 0)), lines = all.slice(0, MOST_LINES / 2);
+    const paint = painter(lines.map((line) => line[line.length - 1]));
     const traces = lines.flatMap((line) => {
-      const cell = line[line.length - 1];
+      const cell = line[line.length - 1], look = paint(cell);
       return [["dense_only_right", "lost", "solid"], ["variant_only_right", "won", "dot"]].map(([metric, word, dash]) => {
         const known = overSeeds(line.filter((one) => one[metric] !== undefined), metric);
         return {
-          type: "scatter", mode: "lines+markers", x: known.map((one) => 100 * one.s), y: known.map((one) => one[metric]), name: plain(`${word}: ${modelName(cell)}${cell.variant}, ${methodName(cell)}`),
-          line: { color: colour(cell.variant), dash, width: 1 + 1.5 / (1 + methods.indexOf(methodName(cell))) }, marker: { symbol: symbol(cell.variant) + (word === "won" ? "-open" : ""), size: 8 },
+          type: "scatter", mode: known.length > 1 ? "lines+markers" : "markers", x: known.map((one) => 100 * one.s), y: known.map((one) => one[metric]), name: plain(`${word}: ${modelName(cell)}${cell.variant}, ${methodName(cell)}`),
+          line: { color: look.colour, dash, width: 1.7 }, marker: { symbol: look.symbol + (word === "won" ? "-open" : ""), size: 8, color: look.colour },
           hovertemplate: `%{y:,.0f} tokens ${word} at %{x:.4~g} %<extra>%{fullData.name}</extra>`,
         };
       }).filter((trace) => trace.x.length);
@@ -326,7 +476,8 @@
     ["sparsity asked (%)", (c) => 100 * c.s], ["variant", (c) => c.variant], ["seed", (c) => c.seed], ["settings", (c) => c.extra],
     ["zeros, prunable (%)", (c) => scaled(c.sparsity_prunable, 100)], ["zeros, whole model (%)", (c) => scaled(c.sparsity, 100)],
     ["size (MiB)", (c) => scaled(c.bytes_total, 1 / MIB)], ["size / dense", (c) => c.bytes_ratio], ["MFLOPs per token", (c) => scaled(c.flops_executed, 1e-6)],
-    ["top-1 agreement (%)", (c) => scaled(c.top1_agreement, 100)], ["KL (nats)", (c) => c.kl], ["perplexity", (c) => c.perplexity], ["perplexity, low", (c) => c.perplexity_lo],
+    ["top-1 agreement (%)", (c) => scaled(c.top1_agreement, 100)], ["agreement, low", (c) => scaled(c.top1_agreement_lo, 100)], ["agreement, high", (c) => scaled(c.top1_agreement_hi, 100)],
+    ["KL (nats)", (c) => c.kl], ["KL, low", (c) => c.kl_lo], ["KL, high", (c) => c.kl_hi], ["perplexity", (c) => c.perplexity], ["perplexity, low", (c) => c.perplexity_lo],
     ["perplexity, high", (c) => c.perplexity_hi], ["dense perplexity", (c) => c.perplexity_dense], ["bits per byte", (c) => c.bits_per_byte],
     ["mark", (c) => [data.models[c.m].trained ? "" : "untrained", c.mark].filter(Boolean).join(", ")], ["lost", (c) => c.dense_only_right], ["won", (c) => c.variant_only_right], ["cell", (c) => c.cell],
   ];
@@ -415,7 +566,7 @@
     () => { document.documentElement.dataset.theme = state.theme || ""; controls(); },
     () => curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true),
     () => curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false),
-    size, table, pareto, promise, bins, flips, heat,
+    size, table, speed, pareto, promise, bins, flips, heat,
     () => { if (byId("twins").open) twins(); },
   ];
   const draw = () => STEPS.forEach((step) => step());
@@ -426,7 +577,7 @@
     setTimeout(drawFirst, 0, n + 1);
   };
 
-  for (const name of [...FILTERS, "s", "heat", "by", "what", "layer", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
+  for (const name of [...FILTERS, "s", "heat", "by", "what", "layer", "cost", "loss", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
   byId("q").addEventListener("input", (event) => { Object.assign(state, { q: event.target.value, page: "0" }); write(); table(); });
   byId("before").addEventListener("click", () => set({ page: String(Math.max(0, +state.page - 1)) }));
   byId("after").addEventListener("click", () => set({ page: String(+state.page + 1) }));
@@ -448,7 +599,14 @@
   });
 
   document.documentElement.classList.add("scripted");
-  for (const box of document.querySelectorAll("details.static")) box.open = false;
+  // On screen the views stand for the static tables and figures; on paper it is the other way round.
+  const paper = matchMedia("print");
+  const folded = () => { for (const box of document.querySelectorAll("details.static")) box.open = paper.matches; };
+  const unfold = () => { for (const box of document.querySelectorAll("details.static")) box.open = true; };
+  paper.addEventListener("change", folded);
+  addEventListener("beforeprint", unfold);
+  addEventListener("afterprint", folded);
+  folded();
   read();
   drawFirst();
 })();
