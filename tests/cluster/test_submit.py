@@ -128,7 +128,11 @@ def test_a_submitter_killed_between_two_arrays_leaves_nothing_twice(
     words = ["submit", str(few), "--profile", slow, "--out", str(run), "--yes", "--pack", "4", "--no-aggregate"]
 
     def stopped(number, arrays):
-        process = subprocess.Popen([sys.executable, "-m", "jobs", *words], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", *words], stderr=subprocess.PIPE, text=True,
+            # Tests that run in a shell's background ignore Ctrl-C, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         sent = functools.partial(read_ledger, RunFolder(run))
         wait_for(lambda: [item.fate for item in sent()[0]] == ["accepted"] * arrays, f"array {arrays}")
         os.kill(process.pid, number)
