@@ -141,6 +141,9 @@ def test_on_paper_tables_and_figures_are_open_and_the_views_away(open_page):
     assert page.locator("#figures img").first.is_visible()
     assert not page.locator("#explore").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    # A4 on its side, less the margins: no column of any table falls off.
+    page.set_viewport_size({"width": 1030, "height": 900})
+    assert max(page.locator("table:visible").evaluate_all("all => all.map(t => t.scrollWidth)")) <= 1030
     page.emulate_media(media="screen")
     page.locator("#results-table").wait_for(state="hidden")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
