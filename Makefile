@@ -40,7 +40,6 @@ endif
 # Python compiles what is imported by itself, a fraction of what pip would compile.
 quickstart: BYTECODE := --no-compile
 quickstart: package
-	$(BIN)/sparsehpc prepare smollm2-135m
 	$(BIN)/sparsehpc run jobs/studies/quickstart.toml
 
 results: package

@@ -77,6 +77,15 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     for row in records(at):
         yield from _size(row)
         yield from _flips(row)
+    # Formats that the first method was not stored in, each from the first method that was.
+    told = set(at["variant"])
+    for method in chosen:
+        rows = data.of_method(data.pruned, method)
+        for row in records(rows[rows["sparsity_target"] == shown]):
+            if row["variant"] not in told:
+                told.add(row["variant"])
+                yield from _size(row, f" by {method.words}")
+                yield from _flips(row)
     for row in records(at)[:1]:
         yield from _directions(row)
     yield from _old_accounting(at, study)
@@ -279,12 +288,12 @@ def _answer(row: Record) -> str:
     return f"up to about {number(100 * row['sparsity_estimate'], 3)} %, {bracket}"
 
 
-def _size(row: Record) -> Iterator[Fact]:
+def _size(row: Record, by: str = "") -> Iterator[Fact]:
     if not _known(row, "bytes_total", "bytes_dense_float32"):
         return
     size = row["bytes_total"]
     text = (
-        f"Stored as {row['variant']} at {percent(row['sparsity_target'])} it takes {mib(size)}: "
+        f"Stored as {row['variant']} at {percent(row['sparsity_target'])}{by} it takes {mib(size)}: "
         f"{against(size, row['bytes_dense_float32'])} dense float32 ({mib(row['bytes_dense_float32'])})"
     )
     if _known(row, "bytes_dense_published") and row["published_dtype"] != "float32":
