@@ -14,19 +14,27 @@ from aggregate.figures.style import number
 #: Rows of evidence that a page shows of one check; the JSON holds all.
 _MOST = 12
 
+#: Cell ids that a line on a terminal names.
+_MOST_CELLS = 3
+
 _ORDER = (TRUE, FALSE, DEPENDS, NOT_MEASURED)
 
 
 def as_lines(rulings: Sequence[Ruling]) -> str:
-    """A few lines a claim: verdict, figure with interval, cell ids."""
+    """A few lines a claim: verdict, figure with interval, and some of the cells; the JSON has them all."""
     lines = []
     for ruling in rulings:
         lines.append(f"{ruling.verdict:<13} {ruling.claim.id}: {ruling.claim.says}")
         for found in ruling.findings:
-            cells = " ".join(dict.fromkeys(each.cell_id for each in found.evidence if each.cell_id))
-            lines.append(f"{'':<13}   {found.check.what}: {_summary(found)}" + (f"  {cells}" if cells else ""))
+            lines.append(f"{'':<13}   {found.check.what}: {_summary(found)}{_cells(found)}")
     lines.append(count(rulings))
     return "\n".join(lines)
+
+
+def _cells(found: Finding) -> str:
+    ids = list(dict.fromkeys(each.cell_id for each in found.evidence if each.cell_id))
+    more = f" and {len(ids) - _MOST_CELLS} more" if len(ids) > _MOST_CELLS else ""
+    return f"  {' '.join(ids[:_MOST_CELLS])}{more}" if ids else ""
 
 
 def as_markdown(rulings: Sequence[Ruling]) -> str:
