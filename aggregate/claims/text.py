@@ -25,8 +25,7 @@ def as_lines(rulings: Sequence[Ruling]) -> str:
     lines = []
     for ruling in rulings:
         lines.append(f"{ruling.verdict:<13} {ruling.claim.id}: {ruling.claim.says}")
-        for found in ruling.findings:
-            lines.append(f"{'':<13}   {found.check.what}: {_summary(found)}{_cells(found)}")
+        lines += [f"{'':<13}   {found.check.what}: {_summary(found)}{_cells(found)}" for found in ruling.findings]
     lines.append(count(rulings))
     return "\n".join(lines)
 
