@@ -42,8 +42,7 @@ def measure_floor(
     walk
         The walk, with what lies outside the layers loaded; layers are read once more and dropped again.
     dense
-        Last hidden states of the dense model by window, computed alone or in batches of three and more
-        (`sparsehpc.tracks.batches_of`).
+        Last hidden states of the dense model by window, alone or in batches (`sparsehpc.tracks.batches_of`).
     evaluation
         The windows.
     progress

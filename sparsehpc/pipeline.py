@@ -31,7 +31,7 @@ from sparsehpc.models.spool import LayerStore
 from sparsehpc.models.stream import LayerWalk
 from sparsehpc.models.structure import bias_parameter
 from sparsehpc.pruning.base import METHODS, DenseSurvey, Method, make_method
-from sparsehpc.reconstruction import output_errors, sampled_inputs
+from sparsehpc.reconstruction import Sample, output_errors, sampled
 from sparsehpc.results import CellResult, Results
 from sparsehpc.tracks import Clock, Track, batches_of
 
@@ -339,14 +339,14 @@ class _Walk:
         dense = {name: FORMATS.get(DENSE).encode(tensors[name]) for name in linears}
         self.plain.append(plain)
         self.dense.account(parameters, tensors, {})
-        wanted = {p.name for c in self.combinations for p in c.in_layer(layer)}
-        with sampled_inputs(self.walk, wanted, sum(self.lengths)) as inputs:
+        wanted = {p.name: tensors[p.name] for c in self.combinations for p in c.in_layer(layer)}
+        with sampled(self.walk, wanted, sum(self.lengths)) as samples:
             self.dense.run(self.walk, layer, self.batches)
         if self.dense.store is not None:
             self.dense.store.put(layer, DENSE, dense)
         for combination in self.combinations:
             try:
-                self._combination(combination, layer, tensors, linears, inputs)
+                self._combination(combination, layer, tensors, linears, samples)
             except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
                 combination.fail(error)
             self.walk.install(dense)
@@ -358,7 +358,7 @@ class _Walk:
         layer: int,
         tensors: Mapping[str, torch.Tensor],
         linears: set[str],
-        inputs: Mapping[str, torch.Tensor],
+        samples: Mapping[str, Sample],
     ) -> None:
         """Prune one layer for one combination and run its tracks; the walk holds the layer's dense weights."""
         if not combination.open_tracks:
@@ -368,7 +368,7 @@ class _Walk:
         parameters, biases = combination.biased(self.structure.in_layer(layer), tensors)
         present = {**tensors, **pruned, **biases}
         changes = {} if combination.method is None else combination.method.bias_changes
-        errors = output_errors(inputs, tensors, pruned, changes)
+        errors = output_errors(samples, pruned, changes)
         for track in combination.open_tracks:
             try:
                 stored = track.encode(pruned, combination.pruning.pattern, self.walk)
@@ -377,7 +377,7 @@ class _Walk:
                     track.run(self.walk, layer, self.batches)
                 lossless = FORMATS.get(track.variant).lossless
                 used = {} if lossless else {name: storage.decode() for name, storage in stored.items()}
-                own = errors if lossless else output_errors(inputs, tensors, used, changes)
+                own = errors if lossless else output_errors(samples, used, changes)
                 track.account(parameters, present, stored, own)
             except Exception as error:  # noqa: BLE001 - kept, and reported as this cell's failure
                 track.error = error

@@ -7,7 +7,7 @@ pruning changes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,81 +20,93 @@ if TYPE_CHECKING:
 SAMPLE_TOKENS = 64
 
 
+class Sample:
+    """A few inputs of one linear, and what the dense weight makes of them.
+
+    Parameters
+    ----------
+    inputs
+        Tokens x in_features.
+    weight
+        The dense weight, out_features x in_features.
+    """
+
+    def __init__(self, inputs: torch.Tensor, weight: torch.Tensor) -> None:
+        self._inputs = inputs.float()
+        self._wanted = self._inputs @ weight.float().T
+        self._squares = _squares(self._wanted)
+
+    def error(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> tuple[float, float]:
+        """Squared error of the outputs, and squares of the dense outputs without their bias.
+
+        Parameters
+        ----------
+        weight
+            What is used instead, out_features x in_features. Products are taken in float32, sums in float64.
+        bias
+            What the method adds to the bias to make up for what it removes.
+        """
+        got = self._inputs @ weight.float().T
+        if bias is not None:
+            got += bias.float()
+        return _squares(self._wanted - got), self._squares
+
+
 @contextmanager
-def sampled_inputs(walk: LayerWalk, names: Collection[str], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect inputs of some linears while the block runs all evaluation windows.
+def sampled(walk: LayerWalk, weights: Mapping[str, torch.Tensor], tokens: int) -> Iterator[dict[str, Sample]]:
+    """Collect inputs of some linears while the block runs all evaluation windows through the dense layer.
 
     Parameters
     ----------
     walk
         The walk, with the linears' section loaded.
-    names
-        Names of the weights.
+    weights
+        Dense weights of the linears, by name.
     tokens
         Tokens that will run.
 
     Yields
     ------
     samples
-        By name: at most `SAMPLE_TOKENS` of the tokens x in_features, in the middle of stretches of equal length; empty
-        until the block has ended. Linears that read the same tensor share one.
+        By name, of at most `SAMPLE_TOKENS` tokens in the middle of stretches of equal length; empty until the block has
+        ended.
     """
     stride = max(1, -(-tokens // SAMPLE_TOKENS))
-    leaders: dict[str, str] = {}
-    parts: dict[str, list[torch.Tensor]] = {}
-    read: dict[str, int] = {}
-    now: list[tuple[torch.Tensor, str]] = []
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
+    read = dict.fromkeys(weights, 0)
 
     def observe(name: str, x: torch.Tensor) -> None:
-        for earlier, leader in now:
-            if earlier is x:
-                leaders[name] = leader
-                return
-        # What the layer read before is still held here, so that an identity is never that of a freed tensor.
-        now[:] = [(earlier, leader) for earlier, leader in now if leader != name] + [(x, name)]
         flat = x.reshape(-1, x.shape[-1])
-        first = (stride // 2 - read.get(name, 0)) % stride
-        read[name] = read.get(name, 0) + len(flat)
-        leaders[name] = name
-        parts.setdefault(name, []).append(flat[first::stride].clone())
+        parts[name].append(flat[(stride // 2 - read[name]) % stride :: stride].clone())
+        read[name] += len(flat)
 
-    samples: dict[str, torch.Tensor] = {}
-    with walk.observing(names, observe):
+    samples: dict[str, Sample] = {}
+    with walk.observing(weights, observe):
         yield samples
-    joined = {name: torch.cat(found) for name, found in parts.items()}
-    samples.update({name: joined[leader] for name, leader in leaders.items()})
+    samples |= {name: Sample(torch.cat(found), weights[name]) for name, found in parts.items()}
 
 
 def output_errors(
-    inputs: Mapping[str, torch.Tensor],
-    dense: Mapping[str, torch.Tensor],
-    used: Mapping[str, torch.Tensor],
+    samples: Mapping[str, Sample],
+    weights: Mapping[str, torch.Tensor],
     biases: Mapping[str, torch.Tensor | None],
 ) -> dict[str, tuple[float, float]]:
-    """Squared error of the outputs and squares of the dense outputs (bias apart), by weight name.
+    """Errors of the sampled linears among some weights (see `Sample.error`), by name.
 
     Parameters
     ----------
-    inputs
-        Samples, tokens x in_features.
-    dense, used
-        Weights, out_features x in_features; those in ``used`` are compared. Products are taken in float32, sums in
-        float64.
+    samples
+        What `sampled` collected.
+    weights
+        Weights that are used, zeros in place.
     biases
-        What a method adds to the bias of a linear to make up for what it removes; None takes a bias away, and where
-        it does, no output is left to compare.
+        Changes of biases by a method; None takes a bias away with all outputs, so that there is nothing to compare.
     """
-    errors = {}
-    for name, weight in used.items():
-        if name not in inputs or (name in biases and biases[name] is None):
-            continue
-        x = inputs[name].float()
-        wanted = x @ dense[name].float().T
-        got = x @ weight.float().T
-        if (change := biases.get(name)) is not None:
-            got += change.float()
-        errors[name] = (_squares(wanted - got), _squares(wanted))
-    return errors
+    return {
+        name: samples[name].error(weight, biases.get(name))
+        for name, weight in weights.items()
+        if name in samples and not (name in biases and biases[name] is None)
+    }
 
 
 def _squares(x: torch.Tensor) -> float:

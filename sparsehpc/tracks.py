@@ -30,7 +30,8 @@ Batch = tuple[int, ...]
 #: Tokens of a batch at most: enough for the products, too few to matter for memory.
 BATCH_TOKENS = 300
 
-#: Two windows are not worth it, and two are what the dense model is compared with itself in (`sparsehpc.floor`).
+#: Batches are made where so many windows fit; what is left over of a length may be fewer. Where only two fit it is not
+#: worth it, and two are what the dense model is compared with itself in (`sparsehpc.floor`).
 FEWEST_TOGETHER = 3
 
 
@@ -140,8 +141,9 @@ class Track:
             for batch in batches:
                 before = torch.cat([self.hidden[window] for window in batch])
                 after = walk.run(layer, before, walk.call(before.shape[1], len(batch)))
+                finite = torch.isfinite(after).flatten(1).all(dim=1).tolist()
                 for row, window in enumerate(batch):
-                    if not bool(torch.isfinite(after[row]).all()):
+                    if not finite[row]:
                         raise CellError(f"layer {layer}: hidden states of window {window} hold NaN or Inf")
                     self.hidden[window] = after[row : row + 1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -53,9 +54,10 @@ def rows(model: str, repeats: int) -> list[Row]:
         raise UserError(f"no method can prune {model} to {_SPARSITY}")
     reads_s: list[float] = []
     found: dict[str, list[CellResult]] = {name: [] for name in cells}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         reads_s.append(_read_once(snapshot, calibration))
-        for name, cell in cells.items():
+        for number, (name, cell) in enumerate(cells.items(), 1):
+            sys.stderr.write(f"round {repeat + 1} of {repeats}, method {number} of {len(cells)}: {name}\n")
             found[name].append(_run(cell, snapshot, evaluation, calibration))
     return [_row(name, cells[name], results, reads_s) for name, results in found.items()]
 

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from sparsehpc import reconstruction
 from sparsehpc.core.spec import Cell, Pruning, Windows
+from sparsehpc.metrics.base import METRICS, ModelView, TensorView
 from sparsehpc.models.stream import LayerWalk
+from sparsehpc.models.structure import Parameter
 from sparsehpc.pipeline import run_cells
-from sparsehpc.reconstruction import output_errors, sampled_inputs
+from sparsehpc.reconstruction import Sample, output_errors, sampled
 from sparsehpc.text.windows import TokenWindows
 
 EVALUATION = Windows(corpus="samples", windows=4, window_tokens=64)
@@ -27,14 +29,15 @@ TEXT = TokenWindows(
 
 
 def test_by_eye():
-    x = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
-    dense, used = torch.tensor([[3.0, 1.0]]), torch.tensor([[3.0, 0.0]])
+    sample = Sample(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 1.0]]))
+    used = torch.tensor([[3.0, 0.0]])
     # Outputs 5 and 1; without the second weight 3 and 0.
-    assert output_errors({"w": x}, {"w": dense}, {"w": used}, {}) == {"w": (4 + 1, 25 + 1)}
+    assert sample.error(used) == (4 + 1, 25 + 1)
     # A bias of 1 makes 4 and 1 of them.
-    assert output_errors({"w": x}, {"w": dense}, {"w": used}, {"w": torch.ones(1)}) == {"w": (1, 26)}
-    assert output_errors({"w": x}, {"w": dense}, {"w": used}, {"w": None}) == {}
-    assert output_errors({}, {"w": dense}, {"w": used}, {}) == {}
+    assert sample.error(used, torch.ones(1)) == (1, 26)
+    assert output_errors({"w": sample}, {"w": used}, {"w": torch.ones(1)}) == {"w": (1, 26)}
+    assert output_errors({"w": sample}, {"w": used}, {"w": None}) == {}
+    assert output_errors({}, {"w": used}, {}) == {}
 
 
 def errors(result, scope="tensor"):
@@ -110,17 +113,30 @@ def errors_by_layer(result):
     return found
 
 
-def test_samples_are_spread_and_shared(tiny_snapshot):
+def test_samples_are_spread(tiny_snapshot, monkeypatch):
+    """One of every 32 of 2,000 tokens, from the 17th on, though they come a hundred at a time."""
     snapshot = tiny_snapshot(LLAMA)
-    names = [p.name for p in snapshot.structure.in_layer(0) if p.kind == "linear"]
+    monkeypatch.setattr(reconstruction, "Sample", lambda inputs, weight: inputs)
     with torch.inference_mode():
         walk = LayerWalk(snapshot)
         walk.load_outside()
-        walk.load(0)
-        with sampled_inputs(walk, names, 2000) as samples:
+        weights = {name: tensor for name, tensor in walk.load(0).items() if name.endswith("proj.weight")}
+        all_inputs = {name: [] for name in weights}
+        with sampled(walk, weights, 2000) as taken:
             for start in range(0, 2000, 100):
                 hidden, call = walk.embed(torch.arange(start, start + 100)[None] % 512)
                 walk.run(0, hidden, call)
-    # One of every 32 tokens: the 17th, the 49th, ...
-    assert {len(sample) for sample in samples.values()} == {62}
-    assert samples[names[0]] is samples[names[1]]
+        with walk.observing(weights, lambda name, x: all_inputs[name].append(x[0])):
+            for start in range(0, 2000, 100):
+                hidden, call = walk.embed(torch.arange(start, start + 100)[None] % 512)
+                walk.run(0, hidden, call)
+    for name, found in all_inputs.items():
+        assert torch.equal(taken[name], torch.cat(found)[16::32])
+        assert len(taken[name]) == 62
+
+
+def test_a_linear_that_gives_nothing_has_no_error():
+    parameter = Parameter("w", (1, 2), "mlp", "linear", 0, "fc1")
+    view = TensorView(parameter, True, 2, 1, {"values": 8}, 4, (0.0, 0.0))
+    cell = Cell(model="m", evaluation=EVALUATION)
+    assert list(METRICS.get("reconstruction")().model(ModelView(cell, None, "float32", 0, [view]))) == []

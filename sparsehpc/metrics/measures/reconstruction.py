@@ -25,6 +25,8 @@ class Reconstruction(Metric):
             if tensor.output_error is None:
                 continue
             error, squares = tensor.output_error
+            if not squares:  # dense gives nothing on the sample: there is no share of it
+                continue
             parameter = tensor.parameter
             for scope, subject in (("tensor", parameter.name), ("layer", str(parameter.layer))):
                 yield Measurement(
