@@ -39,7 +39,7 @@ def draw(data: ModelData) -> Figure | None:
             dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {number(dense.iloc[0])}"
         )
     if len(bad):
-        text = f"{len(bad)} cells worse than guessing" + (" are not drawn" if data.trained else "")
+        text = f"worse than guessing{' and not drawn' if data.trained else ''}: {len(bad)}"
         axes.annotate(text, (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=7)
     axes.set_ylabel("perplexity")
     plain_ticks(axes)

@@ -15,6 +15,8 @@ from sparsehpc.pruning.base import METHODS, Site, build_options, canonical_optio
 from sparsehpc.pruning.patterns import PATTERNS, parse_pattern, removed_count
 from sparsehpc.pruning.statistics import collector
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 ROWS, COLUMNS = 32, 48
 SINGLE = ("unstructured", "block")
@@ -28,15 +30,6 @@ SPARSITIES = ["0", "0.01", "0.3", "0.5", "0.77", "1"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 #: Half types have ties, and an update may vanish in rounding: two sparsities show it.
 COUNTS = [(torch.float32, s) for s in SPARSITIES] + [(dtype, s) for dtype in DTYPES[1:] for s in ("0.3", "0.77")]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small only lose by waiting for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def combination(name, pattern="unstructured", sparsity="0.5", **more):

@@ -15,6 +15,8 @@ from sparsehpc.pruning.patterns import PATTERNS, removed_count
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.pruning.structured import GROUPS, units_by_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 CASES = [(name, p) for name, kind in METHODS for p in kind.patterns if PATTERNS[p].kind == "structured"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -29,15 +31,6 @@ STRUCTURE = structure_from_config(
         "vocab_size": 8,
     }
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small only lose by waiting for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def combination(name, pattern, sparsity="0.5", **more):

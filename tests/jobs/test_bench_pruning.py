@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_models import LLAMA
 
 from jobs.bench import _pruning_model
 from sparsehpc.pruning.base import METHODS
 
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 300,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-}
+CONFIG = LLAMA | {"max_position_embeddings": 256}
 
 
 @pytest.fixture
@@ -43,4 +33,4 @@ def test_every_method_that_fits_has_a_row_of_phases(rows):
         assert 0 <= row["calibrate_s"] <= row["seconds_high"]
         assert row["evaluate_s"] > 0
         if row["params"]["pattern"] == "unstructured":
-            assert row["params"]["sparsity_prunable"] == pytest.approx(0.5, abs=0.02)  # rounding of rows of 32
+            assert row["params"]["sparsity_prunable"] == pytest.approx(0.5, abs=0.02)  # rounding of rows of 64

@@ -18,6 +18,8 @@ from sparsehpc.pruning.refit import RIDGE, refit
 from sparsehpc.pruning.rounding import rounded
 from sparsehpc.pruning.statistics import collector
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 _FILE = Path(__file__).parents[1] / "oracles" / "published_pruning.py"
 _SPEC = importlib.util.spec_from_file_location("published_pruning", _FILE)
 assert _SPEC is not None
@@ -26,14 +28,6 @@ published = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(published)
 
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(name, weight, x, sparsity="0.5", pattern="unstructured", refit=False, **options):

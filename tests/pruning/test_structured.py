@@ -17,19 +17,13 @@ from sparsehpc.pruning.shrink import find_smaller
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.pruning.structured import lowest_units, units_by_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 IDS = torch.from_numpy(np.random.default_rng(0).integers(0, 512, (2, 23)))
 STRUCTURED = [
     (name, p) for name, kind in METHODS for p in kind.patterns if p in ("heads", "neurons") and name != "flap"
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def combination(method, pattern, sparsity="0.5", **more):

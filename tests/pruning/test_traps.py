@@ -17,16 +17,10 @@ from sparsehpc.pruning.selection import lowest_in_groups
 from sparsehpc.pruning.statistics import collector
 from sparsehpc.pruning.structured import units_by_layer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXT = Calibration(corpus="file:x", windows=1, window_tokens=8)
 LEARNING = [name for name, kind in METHODS if kind.statistics]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def combination(name, pattern="unstructured", sparsity="0.5", **more):
