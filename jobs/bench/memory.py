@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.study import SHIPPED
 from sparsehpc.core.machine import cpu_model
 from sparsehpc.models.memory import WalkMemory
 from sparsehpc.pruning.base import METHODS as METHODS_BY_NAME
@@ -27,19 +28,7 @@ MIB = 2**20
 GIB = 2**30
 
 #: Llama-shaped; 112 layers of 28.3 million weights and two tables of 16.8 million: 6.0 GiB in bfloat16.
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 1536,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 112,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "vocab_size": 16384,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+CONFIG_FILE = SHIPPED / "deep-llama" / "config.json"
 METHODS = ("magnitude", "wanda", "sparsegpt")
 WINDOWS, WINDOW_TOKENS = 4, 256
 #: Memory that hidden states may fill before they go to disk.
@@ -90,7 +79,8 @@ def run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     """
     from sparsehpc.models.random_weights import write_random_snapshot
 
-    config = CONFIG | {"num_hidden_layers": int(options.get("layers", CONFIG["num_hidden_layers"]))}
+    config: dict[str, Any] = json.loads(CONFIG_FILE.read_text(encoding="utf-8"))
+    config["num_hidden_layers"] = int(options.get("layers", config["num_hidden_layers"]))
     methods = options.get("methods", ",".join(METHODS)).split(",")
     threads = int(options.get("threads", len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="sparsehpc-memory-", dir=options.get("folder")) as folder:
