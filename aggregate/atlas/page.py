@@ -16,7 +16,7 @@ from aggregate.claims import judge, load_tables, read_claims
 from aggregate.claims.text import as_markdown, as_table, count
 from aggregate.describe import provenance_of
 from aggregate.export import markdown
-from aggregate.figures.data import Record, missing, records
+from aggregate.figures.data import Record, axis_words, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.tables import read_table
 from sparsehpc.core.errors import UserError
@@ -59,13 +59,15 @@ def pages(folder: Path, runs: Runs, figures: Collection[str] = ()) -> dict[str, 
         "patterns": behaviour(_half(methods), ["method", "pattern"], dense=False, order=["unstructured", "4:8", "2:4"]),
         "extras": extras(methods),
         "targets": targets(methods),
-        "structured": structured(methods),
+        "structured": structured(pd.concat([methods, _heads(table_of(runs, "heads"))], ignore_index=True)),
         "blocks": behaviour(_blocks(table_of(runs, "storage")), ["method", "pattern"], dense=True),
         "sizes": sizes(table_of(runs, "storage")),
         "sizes_patterned": sizes_patterned(table_of(runs, "storage")),
         "old_sizes": old_sizes(table_of(runs, "reference-untrained", both=True)),
         "shares": shares(runs),
-        "seeds": seeds(runs),
+        "scopes": scopes(table_of(runs, "scores")),
+        "score_seeds": seeds(runs, "scores", ("top1_agreement", "kl", "perplexity")),
+        "seeds": seeds(runs, "calibration-seeds"),
         "cell": finder(runs),
         "benchmark": benchmark_finder(folder / "benchmarks"),
         "number": number,
@@ -296,18 +298,28 @@ def shares(runs: Runs) -> str:
     return _table(("group", "old count", "each tensor once"), rows)
 
 
-def seeds(runs: Runs) -> str:
-    """Spread over calibration seeds; nothing where the study has not run."""
-    if "calibration-seeds" not in runs:
+def scopes(scores: pd.DataFrame) -> str:
+    """Magnitude ranked over the model, a matrix and a row."""
+    if scores.empty:
         return _NOTHING
-    found = read_table(runs["calibration-seeds"], "seeds").to_pandas()
+    kept = scores[scores["method"].str.startswith("magnitude")]
+    kept = kept.sort_values("sparsity_target", kind="stable")
+    return behaviour(kept, ["sparsity_target", "method"], dense=False)
+
+
+def seeds(runs: Runs, name: str, metrics: Collection[str] = ()) -> str:
+    """Spread over calibration seeds, of some metrics or all; nothing where the study has not run."""
+    if name not in runs:
+        return _NOTHING
+    found = read_table(runs[name], "seeds").to_pandas()
     rows = []
-    for row in records(found):
+    for row in records(found[found["metric"].isin(metrics)] if metrics else found):
         scale, digits = (100.0, 3) if row["metric"] == "top1_agreement" else (1.0, 4)
         values = [scale * row[name] for name in ("mean", "smallest", "largest")]
+        options = "" if row["options"] == "{}" else f", {axis_words('options', row['options'])}"
         rows.append(
             (
-                row["method"],
+                f"{row['method']}{markdown(options)}",
                 percent(row["sparsity_target"]),
                 markdown(_METRICS.get(str(row["metric"]), str(row["metric"]))),
                 str(row["seeds"]),
@@ -350,6 +362,11 @@ def _half(methods: pd.DataFrame) -> pd.DataFrame:
         return table
     patterned = set(table[table["pattern"] != "unstructured"]["method"])
     return table[table["pattern"].isin(["unstructured", "4:8", "2:4"]) & table["method"].isin(patterned)]
+
+
+def _heads(heads: pd.DataFrame) -> pd.DataFrame:
+    """What the study of heads adds to that of methods, which has two methods at 34 %."""
+    return heads if heads.empty else heads[(heads["sparsity_target"] < 0.34) | (heads["method"] == "magnitude")]
 
 
 def _blocks(storage: pd.DataFrame) -> pd.DataFrame:

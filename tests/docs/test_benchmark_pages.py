@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sparsehpc.pruning.base import METHODS
+
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 #: At least so many times as fast as the usual implementation.
 GOALS = {"magnitude mask": 20, "sparsegpt": 1.5, "wanda": 1.5}
@@ -33,6 +35,16 @@ def test_times_are_those_of_the_file_and_reach_their_goals():
         if "relative_error" in row:
             assert abs(row["relative_error"] / row["baseline_relative_error"] - 1) < 0.001
         assert row.get("mask_bits_different", 0) == 0
+
+
+def test_phases_of_every_method_are_those_of_the_file():
+    shown = {(line[0], line[1]): line[2:] for line in lines() if len(line) == 7}
+    phases = ("load_s", "calibrate_s", "select_s", "encode_s", "evaluate_s")
+    models = [row for row in rows("pruning-models") if "calibrate_s" in row]
+    assert {name for name, _ in METHODS} <= {row["work"].split()[1] for row in models}
+    for row in models:
+        method = row["work"].split(" ", 1)[1].removesuffix(" 50 %")
+        assert shown[method, row["params"]["pattern"]] == [f"{row[phase]:.1f}" for phase in phases]
 
 
 def test_memory_is_that_of_the_file_and_stays_below_two_gibibytes():
