@@ -25,12 +25,14 @@ from jobs.inputs import Inputs, load_inputs
 from jobs.pack import by_walk
 from jobs.plan_file import read_plan
 from jobs.threads import pinned, set_after_imports, set_before_imports, usable_cores
+from slurm.stage import Stage
 from sparsehpc.core.errors import SparseHPCError, UserError
 from sparsehpc.core.layout import RunFolder, check_cell_id
 from sparsehpc.core.shards import shard_state, write_failure, write_shard
 from sparsehpc.core.spec import Calibration, Cell
 
 if TYPE_CHECKING:
+    from sparsehpc.models.snapshot import Snapshot
     from sparsehpc.results import CellResult
     from sparsehpc.text.windows import TokenWindows
 
@@ -123,15 +125,16 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
     for cell in cells:
         # A record of an earlier attempt would speak for this one, should this process be killed.
         run.cell(cell.cell_id).failure.unlink(missing_ok=True)
-    for group in by_walk(cells):
-        writer = _Writer(run, inputs, group)
-        try:
-            _compute(run, inputs, group, writer, progress, threads)
-        except Exception as error:  # noqa: BLE001 - recorded for every cell it hit, and raised below
-            writer.fail(writer.open, error)
-        writer.fail(writer.open, SparseHPCError("the pipeline ended without a result for this cell"))
-        counts["done now"] += writer.done
-        failures += writer.failed
+    with Stage() as stage:
+        for group in by_walk(cells):
+            writer = _Writer(run, inputs, group)
+            try:
+                _compute(run, inputs, group, writer, progress, threads, stage)
+            except Exception as error:  # noqa: BLE001 - recorded for every cell it hit, and raised below
+                writer.fail(writer.open, error)
+            writer.fail(writer.open, SparseHPCError("the pipeline ended without a result for this cell"))
+            counts["done now"] += writer.done
+            failures += writer.failed
     if failures:
         raise CellsFailed(
             f"{len(failures)} of {len(cell_ids)} cells failed, the last with: {failures[-1]}\n"
@@ -141,7 +144,13 @@ def run_cells_of_job(run: RunFolder, cell_ids: Sequence[str], progress: Progress
 
 
 def _compute(
-    run: RunFolder, inputs: Inputs, cells: Sequence[Cell], writer: _Writer, progress: Progress, threads: int
+    run: RunFolder,
+    inputs: Inputs,
+    cells: Sequence[Cell],
+    writer: _Writer,
+    progress: Progress,
+    threads: int,
+    stage: Stage,
 ) -> None:
     """Run the pipeline for cells that share a walk."""
     cell = cells[0]
@@ -149,7 +158,7 @@ def _compute(
         draw: inputs.calibration(run, cell, draw) for draw in {c.pruning.calibration for c in cells} if draw is not None
     }
     prompts = inputs.prompts(run, cell)
-    snapshot = inputs.snapshot(cell)
+    snapshot, writer.weights = _near(inputs.snapshot(cell), stage)
     if cell.latency is not None:
         with pinned(threads) as cores:  # before torch starts its threads, so that each stays on one of these
             from sparsehpc.latency.cells import time_cells
@@ -178,6 +187,20 @@ def _compute(
         )
 
 
+def _near(snapshot: Snapshot, stage: Stage) -> tuple[Snapshot, str]:
+    """The snapshot out of node-local space where the job asks for that, and in words where it is read."""
+    if not stage.wanted:
+        return snapshot, ""
+    placed = stage.place(snapshot.path, snapshot.digest, snapshot.files)
+    sys.stdout.write(f"weights of {snapshot.model}: {placed.where}\n")
+    sys.stdout.flush()
+    if placed.folder == snapshot.path:
+        return snapshot, placed.where
+    # Times of change are those of the original.
+    files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in snapshot.files.items()}
+    return dataclasses.replace(snapshot, path=placed.folder, files=files), placed.where
+
+
 def _checkpoint(run: RunFolder, cells: Sequence[Cell]) -> Path:
     """Folder of the walk of these very cells."""
     ids = ",".join(sorted(cell.cell_id for cell in cells))
@@ -192,13 +215,15 @@ class _Writer:
         self.open = {cell.cell_id: cell for cell in cells}
         self.done = 0
         self.failed: list[str] = []
+        #: Where weights are read, where a job asks for copies on its node.
+        self.weights = ""
 
     def __call__(self, cell: Cell, result: CellResult | Exception) -> None:
         """Write the shard, or the failure record."""
         if isinstance(result, Exception):
             self.fail([cell.cell_id], result)
             return
-        row = {**result.row, **_job_columns()}
+        row = {**result.row, **_job_columns(self.weights)}
         try:
             write_shard(self.run.cell(cell.cell_id), row, result.measurements)
         except (OSError, UserError) as error:
@@ -217,7 +242,7 @@ class _Writer:
             self.failed.append(message.splitlines()[0])
             sys.stderr.write(f"cell {cell_id} ({cell.label()}) failed, cause {cause}\n{'' if number else trace}")
             try:
-                write_failure(self.run.cell(cell_id), cause, message, traceback=trace, **_job_columns())
+                write_failure(self.run.cell(cell_id), cause, message, traceback=trace, **_job_columns(self.weights))
             except (OSError, UserError) as unwritten:
                 sys.stderr.write(f"its failure record cannot be written: {unwritten}\n")
         sys.stderr.flush()
@@ -238,15 +263,16 @@ def cause_of(error: BaseException) -> str:
     return "TIME" if type(error).__name__ == "UncompletedJobError" else "CODE"
 
 
-def _job_columns() -> dict[str, Any]:
-    """Columns of a cell row that only the job knows."""
+def _job_columns(weights: str) -> dict[str, Any]:
+    """Columns of a cell row that only the job knows; ``weights`` says where they are read, empty unless asked for."""
     from sparsehpc.core.provenance import machine, software
 
     environment = os.environ
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     job_id = f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "local")
+    read = {"weights_read": weights} if weights else {}
     return {
         "job_id": job_id,
         "attempt": int(environment.get("SLURM_RESTART_COUNT") or 0),
-        "provenance": json.dumps({**software(), **machine()}, sort_keys=True),
+        "provenance": json.dumps({**software(), **machine(), **read}, sort_keys=True),
     }

@@ -138,6 +138,15 @@ def _judge(found: dict[str, Any], asked: Resources) -> Iterator[Check]:
         yield Check(f"{where}: cores", "note", detail)
     else:
         yield Check(f"{where}: cores", "ok", f"{found['affinity']} usable, as asked")
+    node = found["machine"]
+    if node.get("physical_cores", node["cores_usable"]) < node["cores_usable"]:
+        yield Check(
+            f"{where}: threads of cores",
+            "note",
+            f"{node['cores_usable']} usable CPUs are {node['physical_cores']} cores, shared by threads: slower than "
+            "the number of CPUs promises",
+            'extra = { hint = "nomultithread" } in the profile asks for whole cores',
+        )
     if asked.gpus and len(found["gpus"]) != asked.gpus:
         detail = f"torch sees {len(found['gpus'])}, {asked.gpus} asked; CUDA_VISIBLE_DEVICES={found['visible']}"
         yield Check(

@@ -15,6 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from sparsehpc.core.machine import file_system
+
 RESULT = "checks.json"
 IMPORTS = ("torch", "transformers", "pyarrow", "dask", "safetensors", "submitit", "jobs", "aggregate", "sparsehpc")
 
@@ -41,7 +43,7 @@ def look(folder: Path) -> dict[str, Any]:
     found["machine"] = machine()
     found["gpus"] = _gpus()
     found["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found["scratch"] = str(scratch_folder())
+    found["scratch"] = _scratch(scratch_folder())
     found["memory_limit_bytes"] = _memory_limit()
     found["write"] = _write(folder)
     return found
@@ -51,7 +53,15 @@ def _gpus() -> list[str]:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []
-    return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    uuids = (getattr(torch.cuda.get_device_properties(n), "uuid", "") for n in range(torch.cuda.device_count()))
+    return [f"{torch.cuda.get_device_name(n)} (uuid {uuid or 'unknown'})" for n, uuid in enumerate(uuids)]
+
+
+def _scratch(folder: Path) -> str:
+    """Where temporary files go, what that is, and the room there."""
+    space = os.statvfs(folder)
+    free_gib = space.f_bavail * space.f_frsize / 2**30
+    return f"{folder} ({file_system(folder) or 'unknown'}, {free_gib:.0f} GiB free)"
 
 
 def _memory_limit() -> int | None:

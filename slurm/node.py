@@ -18,15 +18,21 @@ CACHE_VARIABLES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_D
 _LOCK = ".lock"
 
 
+def scratch_folders(environment: Mapping[str, str] | None = None) -> list[tuple[str, Path]]:
+    """Fallback chain: what names a folder that exists and can be written to, and the folder; the system's at last."""
+    values = os.environ if environment is None else environment
+    named = [(variable, Path(values[variable])) for variable in SCRATCH_VARIABLES if values.get(variable)]
+    usable = [(name, path) for name, path in named if path.is_dir() and os.access(path, os.W_OK | os.X_OK)]
+    # Inside a job TMPDIR is the job's own folder: what tasks of a node share lies beside it.
+    return [
+        (name, path.parent if path.name.startswith(_own_prefix()) else path)
+        for name, path in (*usable, ("the system's folder", Path(tempfile.gettempdir())))
+    ]
+
+
 def scratch_folder(environment: Mapping[str, str] | None = None) -> Path:
     """First folder of the fallback chain that exists and can be written to; the system's default at last."""
-    values = os.environ if environment is None else environment
-    for variable in SCRATCH_VARIABLES:
-        if value := values.get(variable):
-            folder = Path(value)
-            if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-                return folder
-    return Path(tempfile.gettempdir())
+    return scratch_folders(environment)[0][1]
 
 
 @contextmanager
@@ -37,7 +43,7 @@ def node_local_folders() -> Iterator[Path]:
     """
     base = scratch_folder()
     _sweep(base)
-    folder = Path(tempfile.mkdtemp(prefix=f"sparsehpc-{os.getuid()}-", dir=base))
+    folder = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=base))
     lock = (folder / _LOCK).open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     changes = {"TMPDIR": str(folder), **{name: str(folder / name.lower()) for name in CACHE_VARIABLES}}
@@ -57,9 +63,13 @@ def node_local_folders() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _own_prefix() -> str:
+    return f"sparsehpc-{os.getuid()}-"
+
+
 def _sweep(base: Path) -> None:
     """Remove folders of this user whose owner no longer holds its lock (ids of processes differ in containers)."""
-    for path in base.glob(f"sparsehpc-{os.getuid()}-*"):
+    for path in base.glob(f"{_own_prefix()}*"):
         with suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue

@@ -39,6 +39,8 @@ class Partition:
         Who may use it; empty: everybody.
     max_nodes
         Most nodes a job; None: no limit.
+    threads_per_core
+        CPUs of a core where Slurm counts hardware threads as CPUs; 1 where it counts cores.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Partition:
     accounts: tuple[str, ...] = ()
     qos: tuple[str, ...] = ()
     max_nodes: int | None = None
+    threads_per_core: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +99,7 @@ def probe(run: Run = ask, environment: Mapping[str, str] | None = None) -> Clust
         No Slurm answers.
     """
     config = run(["scontrol", "show", "config"])
-    nodes = run(["sinfo", "--noheader", "--format=%P|%a|%l|%D|%c|%m|%G|%f"])
+    nodes = run(["sinfo", "--noheader", "--format=%P|%a|%l|%D|%c|%m|%G|%f|%z"])
     if config is None or nodes is None:
         raise UserError(
             "no Slurm answers on this machine",
@@ -122,13 +125,13 @@ def probe(run: Run = ask, environment: Mapping[str, str] | None = None) -> Clust
 
 
 def parse_sinfo(text: str) -> list[Partition]:
-    """Partitions of ``sinfo --format=%P|%a|%l|%D|%c|%m|%G|%f``: a line a kind of node, joined by name."""
+    """Partitions of ``sinfo --format=%P|%a|%l|%D|%c|%m|%G|%f|%z``: a line a kind of node, joined by name."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) != 8:
+        if len(fields) != 9:
             continue
-        name, up, limit, nodes, cpus, memory, gres, features = (field.strip() for field in fields)
+        name, up, limit, nodes, cpus, memory, gres, features, parts = (field.strip() for field in fields)
         kinds = re.findall(r"gpu(?::([\w.-]+?))?:(\d+)", gres)
         one = Partition(
             name=name.rstrip("*"),
@@ -141,6 +144,7 @@ def parse_sinfo(text: str) -> list[Partition]:
             gpu_types=tuple(kind for kind, _ in kinds),
             gpus=max((int(count) for _, count in kinds), default=0),
             features=() if features == "(null)" else tuple(features.split(",")),
+            threads_per_core=_threads_per_core(parts, int(cpus.rstrip("+"))),
         )
         found[one.name] = _joined(found[one.name], one) if one.name in found else one
     return list(found.values())
@@ -194,6 +198,7 @@ def profile_text(cluster: Cluster, today: str) -> str:
     lines.append(f'partition = "{cpu.name}"' if cpu else "# no partition without GPUs was found")
     if cpu is not None:
         lines.append(f"node_cpus = {cpu.cpus}              # prices jobs that have a node to themselves")
+        lines += _thread_lines(cpu)
     if gpu is not None:
         kinds = [kind for kind in gpu.gpu_types if kind]
         lines += ["", "[class.gpu]", f'partition = "{gpu.name}"', 'gpus_by = "gres"            # or "gpus-per-node"']
@@ -201,6 +206,7 @@ def profile_text(cluster: Cluster, today: str) -> str:
             lines.append(f'# gpu_type = "{kinds[0]}"       # there are: {", ".join(kinds)}')
         if gpu.features:
             lines.append(f'# constraint = "{gpu.features[0]}"    # there are: {", ".join(gpu.features[:8])}')
+        lines += _thread_lines(gpu)
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +221,15 @@ def _account_lines(cluster: Cluster) -> list[str]:
     return lines
 
 
+def _thread_lines(part: Partition) -> list[str]:
+    if part.threads_per_core == 1:
+        return []
+    return [
+        f"# A CPU is one of {part.threads_per_core} threads of a core: jobs get fewer cores than they ask for CPUs.",
+        '# extra = { hint = "nomultithread" }   # asks for whole cores',
+    ]
+
+
 def _others(names: Sequence[str]) -> str:
     return f"    # or: {', '.join(names[1:9])}" if len(names) > 1 else ""
 
@@ -223,7 +238,10 @@ def _partition_lines(partitions: Sequence[Partition]) -> list[str]:
     lines = []
     for part in partitions:
         limit = "no time limit" if part.max_minutes is None else f"at most {part.max_minutes} minutes"
-        words = [f"{part.nodes} nodes", f"{part.cpus} cores", f"{part.memory_gib:.0f} GiB", limit]
+        cores = f"{part.cpus} cores"
+        if part.threads_per_core > 1:
+            cores = f"{part.cpus} CPUs, {part.threads_per_core} threads a core"
+        words = [f"{part.nodes} nodes", cores, f"{part.memory_gib:.0f} GiB", limit]
         if part.gpus:
             words.insert(3, f"{part.gpus} GPUs {' '.join(kind for kind in part.gpu_types if kind)}".strip())
         words += [f"at most {part.max_nodes} nodes a job"] if part.max_nodes is not None else []
@@ -258,6 +276,19 @@ def _association(run: Run) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(accounts), tuple(qos)
 
 
+def _threads_per_core(parts: str, cpus: int) -> int:
+    """Threads of sinfo's sockets:cores:threads that count as CPUs: none where a node has as many CPUs as cores.
+
+    >>> _threads_per_core("2:32:2", 128), _threads_per_core("2:32:2", 64), _threads_per_core("2:32:1", 64)
+    (2, 1, 1)
+    """
+    found = re.fullmatch(r"(\d+)\+?:(\d+)\+?:(\d+)\+?", parts)
+    if found is None:
+        return 1
+    sockets, cores, threads = map(int, found.groups())
+    return threads if cpus > sockets * cores else 1
+
+
 def _named(text: str) -> tuple[str, ...]:
     """Names of a list of scontrol; empty where it says that all are allowed."""
     return () if text.upper() in ("ALL", "", "(NULL)", "N/A") else tuple(text.split(","))
@@ -273,6 +304,7 @@ def _joined(one: Partition, other: Partition) -> Partition:
         gpu_types=tuple(dict.fromkeys((*one.gpu_types, *other.gpu_types))),
         gpus=max(one.gpus, other.gpus),
         features=tuple(dict.fromkeys((*one.features, *other.features))),
+        threads_per_core=max(one.threads_per_core, other.threads_per_core),
     )
 
 

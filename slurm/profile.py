@@ -161,6 +161,8 @@ class Job(BaseModel):
         Whether the command starts through srun.
     srun_args
         Words for srun.
+    stage_weights
+        Whether jobs copy the weights they read to node-local space first (`slurm.stage`).
     node_cpus
         CPU cores of a node: what a job that has the node to itself is priced by; 0: not known.
     """
@@ -191,6 +193,7 @@ class Job(BaseModel):
     wrapper: list[Word] = Field(default_factory=list)
     srun: bool = True
     srun_args: list[Word] = Field(default_factory=list)
+    stage_weights: bool = False
     node_cpus: int = Field(default=0, ge=0)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slurm.profile import Job, Profile
 from slurm.resources import Resources
+from slurm.stage import STAGE
 from sparsehpc.core.errors import UserError
 
 #: Variables of the submitting side that decide where the job reads from; exported by the script itself,
@@ -114,6 +115,7 @@ def script_text(
             lines.append(f"#SBATCH --{key}" if value is True else f"#SBATCH --{key}={_directive(value)}")
     lines += ["", "# environment"]
     variables = {**_environment(resources, os.environ if environment is None else environment), **(exports or {})}
+    variables |= {STAGE: "1"} if job.stage_weights else {}
     lines += [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in job.environment.items()]
     # Where the site's default is --export=NONE, srun would start its tasks without any of this.

@@ -54,6 +54,13 @@ def probe(
         echo_json({"path": str(path), "cluster": dataclasses.asdict(cluster)})
         return
     typer.echo(text, nl=False)
+    for part in cluster.partitions:
+        if part.threads_per_core > 1:
+            typer.echo(
+                f"note: a CPU of partition {part.name} is one of {part.threads_per_core} threads of a core; "
+                'extra = { hint = "nomultithread" } in the profile asks for whole cores',
+                err=True,
+            )
     echo(f"\nwritten to {path}")
     echo(f"next: sparsehpc doctor --profile {path if out else path.stem}")
 
@@ -78,4 +85,7 @@ def show(profile: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
     """Check a profile and print it whole, defaults included."""
     from slurm.profile_file import load_profile
 
-    typer.echo(load_profile(profile).model_dump_json(indent=1, by_alias=True))
+    found = load_profile(profile)
+    # A class holds what was written for it: everything else is that of "job".
+    own = {name: job.model_dump(exclude_unset=True) for name, job in found.classes.items()}
+    echo_json({**found.model_dump(exclude={"classes"}), "class": own})

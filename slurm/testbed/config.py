@@ -7,6 +7,8 @@ from pathlib import Path
 
 NODE_CPUS = 4
 NODE_MEMORY_MIB = 8192
+#: A GPU, and cores of two threads that count as CPUs.
+_GPU_NODE = f" Gres=gpu:1 Sockets=1 CoresPerSocket={NODE_CPUS // 2} ThreadsPerCore=2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +59,8 @@ AccountingStorageTRES=gres/gpu
 """ if options.accounting else "AccountingStorageType=accounting_storage/none\n"  # fmt: skip
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={NODE_CPUS} "
-        f"RealMemory={NODE_MEMORY_MIB} State=UNKNOWN{gres}"
-        for name, port, gres in (("c1", ports.c1, ""), ("c2", ports.c2, ""), ("g1", ports.g1, " Gres=gpu:1"))
+        f"RealMemory={NODE_MEMORY_MIB} State=UNKNOWN{further}"
+        for name, port, further in (("c1", ports.c1, ""), ("c2", ports.c2, ""), ("g1", ports.g1, _GPU_NODE))
     )
     return f"""# A private cluster for tests, written by `sparsehpc testbed up`.
 ClusterName=testbed

@@ -7,6 +7,7 @@ import functools
 import gc
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -66,6 +67,25 @@ def gpu_clocks_mhz(uuid: str) -> dict[str, int]:
         return dict(zip(query, map(int, answer.stdout.split(",")), strict=True))
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
+
+
+def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores behind logical CPUs: fewer than those where two of them are threads of one core.
+
+    Parameters
+    ----------
+    cpus
+        Numbers of logical CPUs.
+    root
+        Where the kernel describes them; a CPU that it does not describe counts as a core.
+    """
+    cores = set()
+    for cpu in cpus:
+        try:
+            cores.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip())
+        except OSError:
+            cores.add(f"cpu{cpu}")
+    return len(cores)
 
 
 def file_system(path: Path) -> str:

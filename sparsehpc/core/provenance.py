@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsehpc
-from sparsehpc.core.machine import cpu_model, gpu_clocks_mhz
+from sparsehpc.core.machine import cpu_model, gpu_clocks_mhz, physical_cores
 
 #: Distributions whose version can change a result, a size or a time.
 DISTRIBUTIONS = (
@@ -78,6 +78,7 @@ def machine() -> dict[str, Any]:
         "cpu_family": host.name,
         "cpu_features": sorted(host.features),
         "cores_usable": len(os.sched_getaffinity(0)),
+        "physical_cores": physical_cores(os.sched_getaffinity(0)),
     }
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -177,9 +177,14 @@ def test_damaged_shards_are_seen_and_computed_again(bed, few, cli, settled, stat
     assert read_tables(run) == undisturbed(few)
 
 
-def test_two_tasks_that_write_the_same_cells_at_once_leave_whole_shards(bed, few, cli, settled, tmp_path, undisturbed):
-    run = tmp_path / "run"
-    [first] = submit(cli, few, run, pack="9")
+def test_two_tasks_that_write_the_same_cells_at_once_leave_whole_shards(
+    bed, few, cli, settled, profile, tmp_path, undisturbed
+):
+    """They also share one copy of the weights on their node, which the last one removes."""
+    run, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
+    staging = profile(f"stage_weights = true\nnodelist = 'c1'\nenvironment = {{ SPARSEHPC_SCRATCH = '{scratch}' }}")
+    [first] = submit(cli, few, run, profile=staging, pack="9")
     [item], _ = read_ledger(RunFolder(run))
     folder = item.folder(RunFolder(run))
 
@@ -193,12 +198,18 @@ def test_two_tasks_that_write_the_same_cells_at_once_leave_whole_shards(bed, few
     held.append(caught(second, 1, when=lambda: at_work(second))[0])
     assert slurm("squeue", "-h", "-t", "RUNNING", "-o", "%F", "-j", f"{first},{second}").split() == [first, second]
     assert not any(run.glob("cells/*/*/cell.parquet")), "one had written before the other began"
+    [copy] = scratch.glob("sparsehpc-weights-*/*/model.safetensors")
+    read = [(folder / f"{job}_0_0_log.out").read_text() for job in (first, second)]
+    assert "node-local copy (SPARSEHPC_SCRATCH), made by this task" in read[0]
+    assert "node-local copy (SPARSEHPC_SCRATCH), shared with other tasks" in read[1]
     for pid in held:
         os.kill(pid, signal.SIGCONT)
     assert settled(run)["cells"]["done"] == 9
     for job in (first, second):
         outcome, counts = pickle.loads((folder / f"{job}_0_0_result.pkl").read_bytes())
         assert (outcome, counts) == ("success", {"done before": 0, "done now": 9})
+    assert not copy.exists()
+    assert list(scratch.iterdir()) == []
     assert read_tables(run) == undisturbed(few)
 
 

@@ -64,6 +64,8 @@ def test_every_command_does_what_the_page_says(bed, tmp_path, wait_for):
     assert "nothing waits or runs" in said["sparsehpc cancel runs/first"]
     for check in ("imports", "versions", "cores", "this folder", "clock", "processor", "scratch"):
         assert re.search(rf"^(ok|note) +cpu node: {check}", looked, re.MULTILINE), looked
+    seen = "torch sees 0, 1 asked; CUDA_VISIBLE_DEVICES=0"  # Slurm gave the device, and torch finds none behind it
+    assert re.search(rf"^wrong +gpu node: GPUs +{seen}", looked, re.MULTILINE), looked
     wrong = [line.split()[1:4] for line in looked.splitlines() if line.startswith("wrong")]
     assert wrong == [["gpu", "node:", "GPUs"]], "the page says so of a testbed"
     assert {path.name for path in tmp_path.iterdir()} == {"config", "home", "runs"}

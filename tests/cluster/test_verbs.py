@@ -14,10 +14,14 @@ def test_probe_says_what_there_is(bed, cli, tmp_path):
     assert answer.code == 0, answer.said
     found = json.loads(answer.out)["cluster"]
     assert {part["name"]: part["gpus"] for part in found["partitions"]} == {"cpu": 0, "gpu": 1, "spot": 0, "urgent": 0}
+    assert {part["name"] for part in found["partitions"] if part["threads_per_core"] == 2} == {"gpu"}
     assert (found["max_array_size"], found["max_submit"], found["accounting"]) == (51, 120, True)
     profile = load_profile(str(path))
     assert profile.job_for(Resources(gpus=1)).partition == "gpu"
     assert cli("profile", "probe", "--out", path).code == 2, "a file that is there stays"
+    said = cli("profile", "probe", "--out", path, "--force").err
+    assert "a CPU of partition gpu is one of 2 threads of a core" in said
+    assert "partition cpu" not in said
 
 
 def test_doctor_says_what_a_broken_profile_does(bed, cli, tmp_path, write_profile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -64,6 +65,38 @@ def test_columns_that_only_the_job_knows(run_copy: Path, monkeypatch: pytest.Mon
     for secret in (str(Path.home()), os.uname().nodename, str(run_copy)):
         assert f'"{secret}' not in row["provenance"]
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_weights_are_read_from_a_copy_on_the_node_where_that_is_asked_for(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparsehpc.models.snapshot import Snapshot
+
+    folder, [cell_id, *_] = RunFolder(run_copy), ids_of(run_copy)
+    before, rows = folder.cell(cell_id).measurements.read_bytes(), []
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    read_from, real = set[Path](), Snapshot.read
+    monkeypatch.setattr(Snapshot, "read", lambda self, *a, **k: (read_from.add(self.path), real(self, *a, **k))[1])
+    monkeypatch.setenv("SPARSEHPC_STAGE", "1")
+    for place in (scratch, tmp_path / "none"):
+        monkeypatch.setenv("SPARSEHPC_SCRATCH", str(place))
+        for variable in ("SLURM_TMPDIR", "LOCAL_SCRATCH", "LOCALSCRATCH", "TMP_LOCAL", "TMPDIR"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setattr("slurm.stage.file_system", lambda path: "tmpfs")
+        folder.cell(cell_id).row.unlink()
+        assert CellJob(str(run_copy), (cell_id,))(lambda *_: None)["done now"] == 1
+        rows.append(json.loads(read_row(folder.cell(cell_id), cell_id)["provenance"])["weights_read"])
+        assert rows[-1] in capsys.readouterr().out
+        assert folder.cell(cell_id).measurements.read_bytes() == before
+    assert rows == [
+        "node-local copy (SPARSEHPC_SCRATCH), made by this task",
+        "in place; the system's folder: a file system of type tmpfs",
+    ]
+    near, far = sorted(read_from, key=lambda path: not path.is_relative_to(scratch))
+    assert near.is_relative_to(scratch)
+    assert not far.is_relative_to(scratch)
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("part", ["cells", "tokens", "inputs.json", "fan", "cell"])

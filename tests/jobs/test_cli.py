@@ -258,6 +258,13 @@ def test_script_is_a_plain_sbatch_file(cli: Call, finished_run: Path) -> None:
     assert (finished_run / "logs").is_dir()
 
 
+def test_a_profile_is_shown_with_defaults_and_of_its_classes_what_they_change(cli: Call) -> None:
+    said = cli("profile", "show", "testbed")
+    shown = json.loads(said.out)
+    assert (shown["job"]["account"], shown["job"]["stage_weights"]) == ("testbed", False)
+    assert shown["class"] == {"cpu": {"partition": "cpu"}, "gpu": {"partition": "gpu", "gpus_by": "gres"}}
+
+
 def test_submit_dry_run_shows_classes_and_scripts_and_writes_nothing(cli: Call, tmp_path: Path) -> None:
     said = cli("submit", "reference", "--profile", "generic-gpu", "--dry-run", "--out", tmp_path / "run")
     assert said.code == 0, said.err

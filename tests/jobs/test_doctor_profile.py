@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ ASKED = Resources(name="cpu", cpus=2)
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What this machine would answer as a node that gives just what was asked."""
-    return {**checks.look(tmp_path_factory.mktemp("node")), "affinity": 2}
+    found = {**checks.look(tmp_path_factory.mktemp("node")), "affinity": 2}
+    found["machine"] |= {"cores_usable": 2, "physical_cores": 2}
+    return found
 
 
 def verdicts(found: dict[str, Any], asked: Resources = ASKED) -> dict[str, tuple[str, str, str]]:
@@ -41,6 +44,10 @@ def _code(found: dict[str, Any]) -> None:
     found["software"]["code_digest"] = "0" * 64
 
 
+def _threads(found: dict[str, Any]) -> None:
+    found["machine"].update(cores_usable=8, physical_cores=4)
+
+
 def _feature(found: dict[str, Any]) -> None:
     found["machine"]["cpu_features"] = found["machine"]["cpu_features"][:3]
 
@@ -57,6 +64,7 @@ def _feature(found: dict[str, Any]) -> None:
         (lambda f: f.update(time_is=time.time() + 86400), "clock", "note", "differs by 86400 s"),
         (lambda f: f.update(write="Read-only file system"), "this folder", "wrong", "Read-only file system"),
         (lambda f: f.update(write="fewer than 1000 free inodes"), "this folder", "wrong", "free inodes"),
+        (_threads, "threads of cores", "note", "8 usable CPUs are 4 cores"),
         (_feature, "processor", "note", "lacks what this machine has"),
     ],
 )
@@ -77,6 +85,26 @@ def test_each_fault_is_found_alone(
 def test_gpus_that_were_asked_for(healthy: dict[str, Any], gpus: list[str], verdict: str) -> None:
     found = {**healthy, "gpus": gpus, "visible": "0"}
     assert verdicts(found, Resources(name="gpu", cpus=2, gpus=1))["GPUs"][0] == verdict
+
+
+def test_a_node_of_an_older_program_is_judged_too(healthy: dict[str, Any]) -> None:
+    found = copy.deepcopy(healthy)
+    del found["machine"]["physical_cores"]
+    assert "threads of cores" not in verdicts(found)
+
+
+def test_gpus_are_named_with_what_tells_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of one kind; torch before it knew of them says none."""
+    import torch
+
+    parts = [types.SimpleNamespace(uuid="f8a1c1de-0000-1111-2222-333344445555"), types.SimpleNamespace()]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", parts.__getitem__)
+    assert checks._gpus() == ["H100 (uuid f8a1c1de-0000-1111-2222-333344445555)", "H100 (uuid unknown)"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert checks._gpus() == []
 
 
 def test_a_node_that_cannot_write_or_has_no_inodes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

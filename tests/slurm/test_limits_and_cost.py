@@ -94,11 +94,11 @@ def test_neighbours_share_the_walk_and_the_pruning():
 
 
 SINFO = """\
-cpu*|up|2-00:00:00|100|64|257000|(null)|zen4,ib
-cpu*|up|2-00:00:00|10|32+|128000+|(null)|zen3
-gpu|up|1-00:00:00|8|64|515000|gpu:a100:4(S:0-1)|a100
-gpu|up|1-00:00:00|2|64|515000|gpu:h100:8|h100
-old|down|infinite|1|8|16000|gpu:1|(null)
+cpu*|up|2-00:00:00|100|64|257000|(null)|zen4,ib|2:32:2
+cpu*|up|2-00:00:00|10|32+|128000+|(null)|zen3|2:16+:1
+gpu|up|1-00:00:00|8|64|515000|gpu:a100:4(S:0-1)|a100|2:32:1
+gpu|up|1-00:00:00|2|64|515000|gpu:h100:8|h100|2+:16:2
+old|down|infinite|1|8|16000|gpu:1|(null)|8:1:1
 """
 CONFIG = """\
 ClusterName             = hal
@@ -192,6 +192,17 @@ def test_a_probed_profile_is_sound_and_says_what_there_is():
     assert "$SCRATCH" in text
     assert "/scratch/me" not in text
     assert "old: 1 nodes, 8 cores, 16 GiB, 1 GPUs, no time limit, down" in text
+
+
+def test_a_probe_says_where_a_cpu_is_half_a_core():
+    cluster = probing.probe(answers, {})
+    assert {part.name: part.threads_per_core for part in cluster.partitions} == {"cpu": 1, "gpu": 2, "old": 1}
+    text = probing.profile_text(cluster, "t")
+    assert "gpu: 10 nodes, 64 CPUs, 2 threads a core, " in text
+    assert "cpu*: 110 nodes, 32 cores, " in text
+    wished = text.replace('# extra = { hint = "nomultithread" }', 'extra = { hint = "nomultithread" }')
+    classes = parse_profile(wished, name="x", where="x").classes
+    assert {name: job.extra for name, job in classes.items()} == {"cpu": {}, "gpu": {"hint": "nomultithread"}}
 
 
 def test_hostile_names_of_a_cluster_do_not_leave_their_place():

@@ -108,6 +108,12 @@ def test_what_a_profile_names_is_asked_for_once_and_nothing_else_changes(job, li
     ]
 
 
+def test_copies_of_weights_on_the_node_are_asked_for_by_the_profile_alone():
+    line = "export SPARSEHPC_STAGE=1"
+    assert line in render("[job]\nstage_weights = true").splitlines()
+    assert "STAGE" not in render("") + render("[job]\nstage_weights = true\n[class.gpu]\nstage_weights = false")
+
+
 def test_wckey_is_never_asked_for_unless_wished():
     assert "--wckey" not in render("")
     assert "#SBATCH --wckey=mine" in render("[job.extra]\nwckey='mine'")
