@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
+
+from sparsehpc.core.machine import core_of
 
 #: Read once, when the libraries load: set before torch and numpy are imported.
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -45,7 +46,7 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
     before = os.sched_getaffinity(0)
     by_core: dict[str, list[int]] = {}
     for processor in sorted(before):
-        by_core.setdefault(_core(processor), []).append(processor)
+        by_core.setdefault(core_of(processor), []).append(processor)
     ordered = sorted(
         ((rank, processor) for core in by_core.values() for rank, processor in enumerate(core)),
     )
@@ -55,12 +56,3 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         yield chosen
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _core(processor: int) -> str:
-    """Name of the core that a logical processor is one thread of; its own where the machine does not say."""
-    try:
-        topology = Path(f"/sys/devices/system/cpu/cpu{processor}/topology")
-        return (topology / "thread_siblings_list").read_text(encoding="ascii").strip()
-    except OSError:
-        return str(processor)

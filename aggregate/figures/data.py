@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from aggregate.figures.style import Look, label, looks
 from aggregate.latency import beside
+from aggregate.private import scrub
 from aggregate.tables import read_latency, read_table
 from sparsehpc.core.layout import RunFolder
 from sparsehpc.core.spec import DEFAULT_TARGETS
@@ -103,7 +104,7 @@ class Subject(NamedTuple):
     @property
     def slug(self) -> str:
         """For file names: letters, digits and a digest where the name holds anything else."""
-        plain = re.sub(r"[^A-Za-z0-9.]+", "-", self.model).strip("-.")[:40]
+        plain = re.sub(r"[^A-Za-z0-9.]+", "-", scrub(self.model)).strip("-.")[:40]
         whole = self.model + (f" {self.extra}" if self.extra else "")
         digest = "" if plain == whole else f"-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
         return f"{plain or 'model'}{digest}-{self.dtype}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from aggregate.private import scrub
 from sparsehpc.core import schema
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ def mix(colour: str, white: float) -> tuple[float, float, float]:
 
 
 def label(text: str) -> str:
-    """Make a name safe to draw: no mathematics, no control characters, no glyph the font lacks, not too long."""
-    known = _glyphs()
+    """Make a name safe to draw: no mathematics, no control or missing characters, no home folder, not too long."""
+    known, text = _glyphs(), scrub(text)
     drawn = "".join(
         letter if ord(letter) in known else "\N{WHITE SQUARE}" for letter in text if letter.isprintable()
     ).replace("$", r"\$")

@@ -10,6 +10,9 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+#: Where the kernel describes logical CPUs.
+_CPUS = Path("/sys/devices/system/cpu")
+
 
 @functools.cache
 def cpu_model() -> str:
@@ -69,7 +72,15 @@ def gpu_clocks_mhz(uuid: str) -> dict[str, int]:
         return {}
 
 
-def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> int:
+def core_of(cpu: int, root: Path = _CPUS) -> str:
+    """Name of the core that a logical CPU is one thread of; its own where the kernel does not say."""
+    try:
+        return (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"cpu{cpu}"
+
+
+def physical_cores(cpus: Iterable[int], root: Path = _CPUS) -> int:
     """Cores behind logical CPUs: fewer than those where two of them are threads of one core.
 
     Parameters
@@ -79,13 +90,7 @@ def physical_cores(cpus: Iterable[int], root: Path = Path("/sys/devices/system/c
     root
         Where the kernel describes them; a CPU that it does not describe counts as a core.
     """
-    cores = set()
-    for cpu in cpus:
-        try:
-            cores.add((root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip())
-        except OSError:
-            cores.add(f"cpu{cpu}")
-    return len(cores)
+    return len({core_of(cpu, root) for cpu in cpus})
 
 
 def file_system(path: Path) -> str:

@@ -220,6 +220,14 @@ def test_page_names_no_person_and_no_place(make_run, no_figures):
     assert "abc" in text
 
 
+def test_figures_name_no_person_and_no_place():
+    subject = Subject("/home/ada/models/opt", "float32", "calibration_corpus lines:/scratch/ada/texts.txt")
+    assert subject.title == "~/models/opt · float32 · calibration_corpus lines:~/texts.txt"
+    assert subject.slug.startswith("models-opt-")
+    assert subject.slug != Subject("/home/bob/models/opt", "float32").slug, "two models, two files"
+    assert Subject("opt-125m", "float32").slug == "opt-125m-float32"
+
+
 def read_plan_ids(run: RunFolder) -> list[str]:
     from aggregate.scan import read_plan
 
