@@ -49,7 +49,8 @@ def plan(
         class_rows(made),
     )
     echo()
-    echo(f"as jobs of profile {cluster.name}; hours are estimated, 'at most' is what the wall times allow:")
+    echo(f"as jobs of profile {cluster.name}; hours are estimated, 'at most' is what the wall times allow")
+    echo("(submit --dry-run prints the exact scripts):")
     table(TOTALS, price)
     for warning in (*memory_warnings(made), *warnings):
         echo(f"warning: {warning}")
