@@ -59,17 +59,29 @@ def _status(key: str) -> int:
 def gpu_clocks_mhz(uuid: str) -> dict[str, int]:
     """Clocks of one GPU as nvidia-smi tells them: of its cores now and at most, and of its memory; empty without it."""
     query = {"cores": "clocks.sm", "cores_most": "clocks.max.sm", "memory": "clocks.mem"}
-    words = [
-        "nvidia-smi",
-        f"--id=GPU-{uuid}",
-        f"--query-gpu={','.join(query.values())}",
-        "--format=csv,noheader,nounits",
-    ]
+    try:
+        return dict(zip(query, map(int, _nvidia_smi(uuid, *query.values())), strict=True))
+    except ValueError:
+        return {}
+
+
+def gpu_power_limit_w(uuid: str) -> float | None:
+    """Most power that one GPU is allowed to draw, which bounds its clocks; None where nvidia-smi does not say."""
+    try:
+        [limit] = map(float, _nvidia_smi(uuid, "power.limit"))
+    except ValueError:
+        return None
+    return limit
+
+
+def _nvidia_smi(uuid: str, *fields: str) -> list[str]:
+    """Values of one GPU; empty where there is no nvidia-smi, or none of it."""
+    words = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20)
-        return dict(zip(query, map(int, answer.stdout.split(",")), strict=True))
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return {}
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.split(",")
 
 
 def core_of(cpu: int, root: Path = _CPUS) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsehpc
-from sparsehpc.core.machine import cpu_model, gpu_clocks_mhz, physical_cores
+from sparsehpc.core.machine import cpu_model, gpu_clocks_mhz, gpu_power_limit_w, physical_cores
 
 #: Distributions whose version can change a result, a size or a time.
 DISTRIBUTIONS = (
@@ -88,6 +88,7 @@ def machine() -> dict[str, Any]:
         if torch.cuda.is_available():
             values["gpu_uuid"] = str(getattr(torch.cuda.get_device_properties(), "uuid", ""))
             values["gpu_clocks_mhz"] = gpu_clocks_mhz(values["gpu_uuid"])
+            values["gpu_power_limit_w"] = gpu_power_limit_w(values["gpu_uuid"])
     return values
 
 
