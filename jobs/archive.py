@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aggregate.private import scrub
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import write_atomically
 from sparsehpc.core.layout import RunFolder
@@ -13,8 +18,8 @@ from sparsehpc.core.layout import RunFolder
 def archive_run(run: RunFolder, out: Path) -> list[str]:
     """Write a compressed tar file; returns the names in it.
 
-    No weights, shards, logs or paths of this machine go in (``inputs.json`` and ``submissions`` stay out), owners are
-    left out, and times are not kept.
+    No weights, shards or logs go in (``inputs.json`` and ``submissions`` stay out). Home folders that a study names are
+    replaced by ``~``, owners are left out, and times are not kept.
     """
     if not (run.tables / "coverage.parquet").is_file():
         raise UserError(f"{run.root} has no tables yet", f"sparsehpc aggregate {run.root}")
@@ -31,7 +36,10 @@ def archive_run(run: RunFolder, out: Path) -> list[str]:
     def write(temporary: Path) -> None:
         with tarfile.open(temporary, "w:gz") as tar:
             for file, name in zip(files, names, strict=True):
-                tar.add(file, f"{root.name}/{name}", recursive=False, filter=_anonymous)
+                data = _public(file)
+                member = tarfile.TarInfo(f"{root.name}/{name}")  # owned by nobody, of no time, mode 644
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
 
     try:
         write_atomically(out, write)
@@ -40,9 +48,25 @@ def archive_run(run: RunFolder, out: Path) -> list[str]:
     return names
 
 
-def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    info.mtime = 0
-    info.mode = 0o644
-    return info
+def _public(file: Path) -> bytes:
+    """Content of a file without home folders; figures and report never hold any."""
+    data = file.read_bytes()
+    if file.suffix in (".toml", ".json", ".csv"):
+        return scrub(data.decode()).encode()
+    return _public_table(data) if file.suffix == ".parquet" else data
+
+
+def _public_table(data: bytes) -> bytes:
+    """The same table; rewritten only where something in it names a home folder."""
+    table, changed = pq.read_table(pa.BufferReader(data)), False
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            values = table.column(place).to_pylist()
+            clean = [value if value is None else scrub(value) for value in values]
+            if clean != values:
+                table, changed = table.set_column(place, field, pa.array(clean, field.type)), True
+    if not changed:
+        return data
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
