@@ -19,7 +19,7 @@ from aggregate.describe import citation, methods_paragraph
 from aggregate.figures.data import Record, extra_columns, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.floor import DAGGER, DAGGER_NOTE, floor_of, is_dense_but_for_rounding
-from aggregate.private import scrub
+from aggregate.private import scrub, scrub_table
 from aggregate.tables import TABLES, read_table
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.files import write_atomically
@@ -167,7 +167,7 @@ def export_table(
     if "convention" in source.column_names:
         source = source.filter(pc.is_in(source["convention"], value_set=pa.array([convention, ""])))
     if kind in ("csv", "parquet"):
-        return _plain(source.select(list(columns) or source.column_names), kind, out)
+        return _plain(scrub_table(source.select(list(columns) or source.column_names)), kind, out)
     usual = [name for name in DEFAULT_COLUMNS.get(table, source.column_names) if name in source.column_names]
     if table == "global":
         place = usual.index("sparsity_target")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aggregate.private import scrub
+from aggregate.private import scrub, scrub_table
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.files import write_atomically
 from sparsehpc.core.layout import RunFolder
@@ -58,15 +58,10 @@ def _public(file: Path) -> bytes:
 
 def _public_table(data: bytes) -> bytes:
     """The same table; rewritten only where something in it names a home folder."""
-    table, changed = pq.read_table(pa.BufferReader(data)), False
-    for place, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            values = table.column(place).to_pylist()
-            clean = [value if value is None else scrub(value) for value in values]
-            if clean != values:
-                table, changed = table.set_column(place, field, pa.array(clean, field.type)), True
-    if not changed:
+    table = pq.read_table(pa.BufferReader(data))
+    clean = scrub_table(table)
+    if clean is table:
         return data
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    pq.write_table(clean, sink)
     return sink.getvalue()

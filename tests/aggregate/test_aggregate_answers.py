@@ -209,6 +209,18 @@ def test_csv_and_parquet_hold_the_chosen_columns(run, tmp_path):
         assert export_table(run, table=name).startswith("| model"), name
 
 
+def test_no_format_holds_a_home_folder(make_run, synthetic, tmp_path):
+    home = make_run({"/home/ada/models/opt": synthetic.TINY}, sparsities=("0.3",), windows=3)
+    aggregate_run(home, figures=False)
+    assert "/home/ada/models/opt" in (home.tables / "global.csv").read_text(), "the run's own tables stay as they are"
+    for kind in ("markdown", "latex", "csv"):
+        text = export_table(home, kind=kind)
+        assert "/ada" not in text
+        assert "models/opt" in text
+    export_table(home, kind="parquet", out=tmp_path / "x.parquet")
+    assert set(pq.read_table(tmp_path / "x.parquet")["model"].to_pylist()) == {"~/models/opt"}
+
+
 def test_wrong_wishes_are_all_named_at_once(run, tmp_path):
     with pytest.raises(UserErrors) as caught:
         export_table(run, kind="latx", table="globl", convention="old")
