@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from jobs.cell import CellJob, CellsFailed, LoggedProgress, cause_of
+from jobs.cell import CellJob, CellsFailed, LoggedProgress, _near, cause_of
+from jobs.inputs import load_inputs
 from jobs.plan_file import read_plan
 from jobs.threads import usable_cores
+from slurm.stage import Stage
 from sparsehpc.core.errors import UserError
 from sparsehpc.core.layout import RunFolder
 from sparsehpc.core.shards import read_row, shard_state
@@ -97,6 +100,22 @@ def test_weights_are_read_from_a_copy_on_the_node_where_that_is_asked_for(
     assert near.is_relative_to(scratch)
     assert not far.is_relative_to(scratch)
     assert list(scratch.iterdir()) == []
+
+
+def test_a_copy_of_linked_weights_is_whole(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a linked file the time of its last change is kept, which a copy does not have."""
+    run = RunFolder(finished_run)
+    snapshot = load_inputs(run).snapshot(read_plan(run.plan)[0])
+    times = {name: (snapshot.path / name).stat().st_mtime_ns for name in snapshot.files}
+    linked = {name: {**entry, "mtime_ns": times[name]} for name, entry in snapshot.files.items()}
+    monkeypatch.setenv("SPARSEHPC_STAGE", "1")
+    monkeypatch.setenv("SPARSEHPC_SCRATCH", str(tmp_path))
+    with Stage() as stage:
+        near, _ = _near(dataclasses.replace(snapshot, files=linked), stage)
+        assert near.path.is_relative_to(tmp_path)
+        near.verify()
+        assert near.headers() == snapshot.headers()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("part", ["cells", "tokens", "inputs.json", "fan", "cell"])
