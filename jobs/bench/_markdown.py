@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jobs.bench import Row
+from jobs.bench._goals import goals_table
 
 #: What a table's rows have in common is said once, above it.
 _CONDITIONS = ("cpu_model", "isa", "threads", "threads_pinned", "clock", "torch", "repeats")
@@ -15,7 +16,8 @@ _CONDITIONS = ("cpu_model", "isa", "threads", "threads_pinned", "clock", "torch"
 def as_markdown(results: Iterable[Mapping[str, Any]]) -> str:
     """Text of result files (`jobs.bench.write_results`), in their order; tables that differ in sparsity are joined.
 
-    A cell is the ratio (baseline time / ours) with the quartiles of both sides at their worst and best for us.
+    A cell is the ratio (baseline time / ours) with the quartiles of both sides at their worst and best for us. A table
+    of what was reached of each goal follows where there are goals.
     """
     tables: dict[tuple[str, ...], list[Row]] = {}
     days: dict[tuple[str, ...], set[str]] = {}
@@ -50,6 +52,8 @@ def _table(key: tuple[str, ...], rows: list[Row], days: list[str]) -> str:
         chosen = {row["sparsity"]: row["chosen"] for row in rows if row["work"] == work and row.get("chosen")}
         choices = "; ".join(f"at {100 * s:.0f} % {chosen[s]}" for s in sorted(chosen))
         lines += ["", f"`{work}` stored {choices}."] if choices else []
+    if aims := goals_table(rows):
+        lines += ["", *aims]
     return "\n".join(lines) + "\n"
 
 

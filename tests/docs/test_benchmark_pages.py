@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from jobs.bench import read_results
+from jobs.bench._markdown import as_markdown
 from sparsehpc.pruning.base import METHODS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -78,3 +82,27 @@ def test_the_cluster_page_shows_its_files_and_they_reach_their_goals():
     assert shown[status["work"]] == [*figures]
     assert status["work"].startswith("status of 10000 cells")
     assert (status["seconds_high"] < 2, status["scheduler_calls"] <= 10) == (True, True)
+
+
+KERNEL_FILES = ("kernels-pythia-410m", "kernels-opt-125m", "kernels-many-tokens", "decode-smollm2-135m", "source")
+
+
+@pytest.mark.parametrize("name", KERNEL_FILES)
+def test_the_kernel_page_shows_what_its_files_say_and_how_far_goals_are(name):
+    page = (RESULTS / "benchmarks-kernels.md").read_text()
+    printed = as_markdown([read_results(RESULTS / "benchmarks" / f"{name}.json")])
+    assert printed.count("\n| ") >= 2
+    # A table stands there whole, in one piece.
+    for table in printed.strip().split("\n\n"):
+        assert table in page
+
+
+def test_pruned_codes_are_exact_and_smaller_than_the_file_they_come_from():
+    found = {row["sparsity"]: row for row in rows("source")}
+    for sparsity, bits in ((0.3, 4.8), (0.5, 4.0), (0.7, 3.2)):
+        row = found[sparsity]
+        assert row["bit_exact"]
+        assert row["bytes"] < row["baseline_bytes"]
+        assert row["baseline_bits_per_weight"] == 5
+        # Row offsets and whole bytes of codes in every row come on top.
+        assert row["bits_per_weight"] == pytest.approx(bits, abs=0.1)

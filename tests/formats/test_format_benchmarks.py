@@ -86,3 +86,29 @@ def test_markdown_joins_sparsities_and_says_the_conditions_once() -> None:
     assert "| bytes dense-q4 (lossy) | best dense | 0.250 of the bytes |" in as_markdown(
         [{"finished_at_unix_s": 0, "rows": [lossy]}]
     )
+
+
+def test_goals_are_judged_by_what_is_printed() -> None:
+    from jobs.bench._goals import goals_table
+
+    row = {"suite": "kernels", "work": "gemv auto", "baseline": "best dense", "sparsity": 0.3, "ratio": 1.296}
+    decode = {
+        "suite": "decode",
+        "work": "m auto",
+        "baseline": "own dense",
+        "sparsity": 0.9,
+        "ratio": 1.71,
+        "ceiling": 3.18,
+    }
+    lines = goals_table([row, row | {"sparsity": 0.5, "ratio": 1.7}, row | {"work": "gemv csr16"}, decode])
+    assert lines[0] == "| goal of | against | 30 % | 50 % | 90 % |"
+    assert lines[2] == "| gemv auto | best dense | 1.30 of 1.30 | 1.70 of 1.80: **0.10 short** |  |"
+    assert lines[3] == "| m auto | own dense |  |  | 1.71 of 2.86: **1.15 short** |"
+    assert len(lines) == 4
+    assert goals_table([row | {"work": "gemv csr16"}, row | {"ratio": "not measured"}, row | {"sparsity": 0.4}]) == []
+
+
+@pytest.mark.parametrize("options", [{"layers": "1"}, {"sparsities": "some"}])
+def test_wrong_options_of_source(options: dict[str, str]) -> None:
+    with pytest.raises(UserError):
+        run_suite("source", {"model": "smollm2-135m", **options})
