@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ def run(options: Mapping[str, str]) -> list[Row]:
 
     Options: ``model`` (smollm2-135m), ``tokens`` (128), ``sparsities`` (30+50+70+90), ``format`` (auto), ``dtype``
     (float32), ``compiled`` (yes; no leaves torch.compile out), ``threads``, ``repeats`` (7), ``clock``.
+
+    The pruned model is written and opened again, as ``sparsehpc prune`` and `sparsehpc.from_pretrained` do it; rows say
+    what the files hold beside the bytes of the dense model.
 
     "own dense" is the same model in the same loop with our own dense kernels: only that ratio is a gain from sparsity.
     "transformers" is the unmodified model, "transformers compiled" adds torch.compile and a static cache. Every side
@@ -66,7 +70,7 @@ def run(options: Mapping[str, str]) -> list[Row]:
     rows: list[Row] = []
     for percent in numbers(options, "sparsities", (30, 50, 70, 90)):
         pruning = Pruning(method="magnitude", pattern="unstructured", sparsity=decimal_text(f"0.{percent:02d}"))
-        model = _assembled(snapshot, pruning, variant, dtype)
+        model, held = _saved(snapshot, pruning, variant, dtype)
         error = _check(snapshot, pruning, model, dtype, prompt)
         sparse = Decoder(model, room)
         sides: dict[str, Generate] = {"ours": _bound(sparse, prompt), **baselines}
@@ -88,6 +92,8 @@ def run(options: Mapping[str, str]) -> list[Row]:
             "ceiling": ceiling(snapshot.structure, percent / 100, dtype),
             "bytes": sizes[0],
             "baseline_bytes": sizes[1],
+            "model_bytes": held["arrays"],
+            "baseline_model_bytes": held["dense"],
             "largest_error": error,
             "repeats": repeats,
             **conditions,
@@ -122,6 +128,16 @@ def _assembled(snapshot: Snapshot, pruning: Pruning, variant: str, dtype: str) -
 
     sections = Compression(snapshot, pruning, variant, dtype=dtype).sections()
     return assemble(snapshot.path, snapshot.structure, dtype, sections)
+
+
+def _saved(snapshot: Snapshot, pruning: Pruning, variant: str, dtype: str) -> tuple[Any, Mapping[str, int]]:
+    """The model from a folder that was just written, and the bytes it holds there and would hold dense."""
+    from sparsehpc.pretrained import compress, from_pretrained
+
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "packed"
+        manifest = compress(snapshot, pruning, variant, folder, dtype=dtype)
+        return from_pretrained(folder), manifest["bytes"]
 
 
 def _bound(decoder: Any, prompt: list[int]) -> Generate:

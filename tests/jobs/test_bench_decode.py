@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
+import pytest
+import torch
+from tiny_models import LLAMA
+
+from jobs.bench import run_suite
 from jobs.bench.decode import ceiling
 from sparsehpc.models.family import structure_from_config
 
@@ -28,3 +33,29 @@ def test_the_dense_head_limits_the_gain(sparsity, want):
     found = ceiling(structure_from_config(SMOLLM2), sparsity, "float32")
     assert found == pytest.approx(by_hand, rel=1e-12)
     assert found == pytest.approx(want, abs=0.005)
+
+
+@pytest.fixture
+def keep_threads():
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    yield
+    torch.set_num_threads(threads)
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_rows_are_of_a_model_from_its_saved_folder(tiny_snapshot, monkeypatch):
+    from sparsehpc import pretrained
+
+    opened, plain = [], pretrained.from_pretrained
+    monkeypatch.setattr(pretrained, "from_pretrained", lambda folder: (opened.append(folder), plain(folder))[1])
+    options = {"model": str(tiny_snapshot(LLAMA).path), "tokens": "3", "sparsities": "50", "compiled": "no"}
+    rows = run_suite("decode", options | {"repeats": "2", "threads": "1", "clock": "cpu"})
+    assert len(opened) == 1
+    assert not opened[0].exists()
+    assert [row["baseline"] for row in rows] == ["own dense", "transformers"]
+    for row in rows:
+        # A value of four bytes and a mask bit for half of the pruned weights; the rest stays dense.
+        saved = row["baseline_model_bytes"] - row["model_bytes"]
+        assert saved == row["baseline_bytes"] - row["bytes"] > 0
+        assert row["largest_error"] < 1e-3

@@ -78,3 +78,31 @@ def test_it_speaks(snapshot):
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     said = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=2)
     assert tokenizer.decode(said[0]) == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_a_saved_model_at_30_percent_is_smaller_and_says_the_same_as_zeros_in_place(snapshot, tmp_path):
+    import sparsehpc
+    from sparsehpc.compress import Compression
+    from sparsehpc.core.spec import Pruning
+    from sparsehpc.models.assemble import assemble
+    from sparsehpc.models.decode import Decoder
+    from sparsehpc.pretrained import compress
+
+    pruning = Pruning(method="magnitude", pattern="unstructured", sparsity="0.3")
+    manifest = compress(snapshot, pruning, "auto", tmp_path / "packed")
+    assert manifest["bytes"]["arrays"] / manifest["bytes"]["dense"] == pytest.approx(0.789, abs=6e-4)
+    assert (
+        sum(f.stat().st_size for f in (tmp_path / "packed").glob("*.safetensors")) < 0.79 * manifest["bytes"]["dense"]
+    )
+    from transformers import AutoTokenizer
+
+    model = sparsehpc.from_pretrained(tmp_path / "packed")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "packed")("The capital of France is", return_tensors="pt").input_ids
+    said = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=2)[0, ids.shape[1] :].tolist()
+    decoder = Decoder(model, 32)
+    assert decoder.generate(ids[0].tolist(), 12) == said
+    del model, decoder
+    sections = Compression(snapshot, pruning, "masked").sections()
+    masked = assemble(snapshot.path, snapshot.structure, "float32", sections, fuse=False)
+    assert masked.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=2)[0, ids.shape[1] :].tolist() == said
