@@ -247,7 +247,7 @@ int main(int argc, char **argv) {
     int versions = sh_available(found, 8), checked = 0;
     for (int v = 0; v < versions; v++) {
         if (argc > 1 && strcmp(argv[1], found[v]->name)) continue;
-        for (int64_t width = 2; width < 80; width += 6)
+        for (int64_t width = 2; width < 150; width += 6)
             if (check_between(found[v], width, 1 + width % 9)) return 1;
         if (check_decoder(found[v])) return 1;
         for (int layout = SH_DENSE; layout <= SH_INDEX16; layout++)

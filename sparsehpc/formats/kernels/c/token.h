@@ -1,4 +1,4 @@
-/* What lies between the products of one token, in plain loops that the compiler turns into this version's vectors.
+/* What lies between the products of one token; plain loops are turned into this version's vectors by the compiler.
  *
  * Included by every instruction-set version behind template.h. Sums of lanes are in another order than torch's.
  */
@@ -42,26 +42,47 @@ static void rotate(const float *x, const float *cosines, const float *sines, int
     for (int64_t i = half; i < width; i++) out[i] = x[i] * cosines[i] + x[i - half] * sines[i];
 }
 
+INLINE float dot(const float *a, const float *b, int64_t width) {
+    vec even = v_zero(), odd = v_zero();
+    int64_t i = 0;
+    for (; i + 2 * LANES <= width; i += 2 * LANES) {
+        even = v_fma(v_load(a + i), v_load(b + i), even);
+        odd = v_fma(v_load(a + i + LANES), v_load(b + i + LANES), odd);
+    }
+    for (; i + LANES <= width; i += LANES) even = v_fma(v_load(a + i), v_load(b + i), even);
+    float sum = v_sum(v_add(even, odd));
+    for (; i < width; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Sums over all positions of a few columns stay in registers: in memory, each would wait for the one before. */
+INLINE void mix(const float *scores, const float *values, int64_t seen, int64_t width, int vectors, float *out) {
+    vec sums[4];
+    for (int v = 0; v < vectors; v++) sums[v] = v_zero();
+    for (int64_t t = 0; t < seen; t++)
+        for (int v = 0; v < vectors; v++)
+            sums[v] = v_fma(v_set(scores[t]), v_load(values + t * width + v * LANES), sums[v]);
+    for (int v = 0; v < vectors; v++) v_store(out + v * LANES, sums[v]);
+}
+
 /* One query over `seen` positions: out = softmax(query keys / sqrt(width)) values. */
 static void attend(const float *query, const float *keys, const float *values, int64_t seen, int64_t width,
                    float *scores, float *out) {
     float scale = 1.0f / __builtin_sqrtf((float)width), largest = -__builtin_inff(), sum = 0.0f;
     for (int64_t t = 0; t < seen; t++) {
-        const float *key = keys + t * width;
-        float score = 0.0f;
-#pragma omp simd reduction(+ : score)
-        for (int64_t i = 0; i < width; i++) score += query[i] * key[i];
-        scores[t] = score * scale;
+        scores[t] = dot(query, keys + t * width, width) * scale;
         largest = scores[t] > largest ? scores[t] : largest;
     }
 #pragma omp simd reduction(+ : sum)
     for (int64_t t = 0; t < seen; t++) sum += scores[t] = exponential(scores[t] - largest);
-    memset(out, 0, (size_t)width * sizeof(float));
-    for (int64_t t = 0; t < seen; t++) {
-        const float *value = values + t * width;
-        float weight = scores[t] / sum;
 #pragma omp simd
-        for (int64_t i = 0; i < width; i++) out[i] += weight * value[i];
+    for (int64_t t = 0; t < seen; t++) scores[t] /= sum;
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) mix(scores, values + i, seen, width, 4, out + i);
+    for (; i + LANES <= width; i += LANES) mix(scores, values + i, seen, width, 1, out + i);
+    for (; i < width; i++) {
+        out[i] = 0.0f;
+        for (int64_t t = 0; t < seen; t++) out[i] += scores[t] * values[t * width + i];
     }
 }
 
