@@ -165,6 +165,11 @@ class Method(ABC):
             return f"pattern {pattern.name} decides over several linears at once; true_sequential takes them in turn"
         if pruning.true_sequential and not cls.statistics and not pruning.refit:
             return f"{cls.name} uses no statistics of a layer's inputs that true_sequential could recompute"
+        if cls.statistics or pruning.refit:
+            for parameter in parameters:
+                if parameter.kind == "embedding":
+                    who = f"{cls.name} with refit" if not cls.statistics else cls.name
+                    return f"{who} needs the inputs of what it prunes, and {parameter.name} is looked up by token"
         if pattern.kind == "structured":
             return structured.unsupported(pruning, parameters)
         for parameter in parameters:
