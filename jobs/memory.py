@@ -52,8 +52,21 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
         hidden_tokens=streams * evaluation.windows * evaluation.window_tokens + calibration_tokens,
         window_tokens=evaluation.window_tokens,
         tracks=kept_tracks(structure, cells),
+        outside_weights=_outside_weights(cells, structure),
+        refit=any(pruning.refit for pruning in prunings),
         budget_bytes=int(memory_gib * GIB * _SHARE),
     )
+
+
+def _outside_weights(cells: Sequence[Cell], structure: Structure) -> int:
+    """Weights of pruned embeddings, one a combination, and of pruned heads, one a stream."""
+    total = 0
+    for pruning in {cell.pruning for cell in cells if not cell.pruning.is_dense}:
+        variants = {cell.variant for cell in cells if cell.pruning == pruning} | {"masked"}
+        for p in structure.prunable(pruning.targets):
+            if p.layer is None:
+                total += p.numel * (1 if p.kind == "embedding" else len(variants))
+    return total
 
 
 def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
