@@ -101,6 +101,7 @@ def predicted_bytes(structure: Structure, method: str, targets: str) -> int:
         statistics=METHODS_BY_NAME.get(method).statistics,
         hidden_tokens=4 * WINDOWS * WINDOW_TOKENS,
         window_tokens=WINDOW_TOKENS,
+        workspace_bytes_per_weight=METHODS_BY_NAME.get(method).workspace_bytes_per_weight,
         outside_weights=sum(p.numel for p in structure.prunable(tuple(targets.split("+"))) if p.layer is None),
         budget_bytes=BUDGET_BYTES,
     )

@@ -20,9 +20,7 @@ INTERPRETER_BYTES: Final = 430 * 2**20
 #: Square float64 matrices of the widest input that a method with a Hessian holds at once: the sum of X X^T, its
 #: damped copy, the Cholesky factor, the inverse, and the inverse's factor.
 HESSIAN_COPIES: Final = 5
-#: Copies of the largest matrix in float32 and float64 that selection and update work on.
-WORKSPACE_BYTES_PER_WEIGHT: Final = 16
-#: The same for a refit: ten float64 tensors of conjugate gradients on all outputs at once.
+#: What a refit works on: ten float64 tensors of conjugate gradients on all outputs at once.
 REFIT_BYTES_PER_WEIGHT: Final = 80
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
 _BLOCK_POSITIONS, _BLOCK_COPIES = 8, 6
@@ -77,8 +75,8 @@ class WalkMemory:
         Bytes of each stream's stored layers, see `kept_tracks`; empty where nothing is generated.
     outside_weights
         Weights of pruned embeddings and heads that all streams keep beside the dense ones.
-    refit
-        Whether kept weights are fitted again.
+    workspace_bytes_per_weight
+        Copies of the largest matrix that selection and update work on, see `Method` and `REFIT_BYTES_PER_WEIGHT`.
     budget_bytes
         Memory that hidden states and kept weights may fill; None is unlimited.
     """
@@ -90,7 +88,7 @@ class WalkMemory:
     window_tokens: int = 512
     tracks: tuple[int, ...] = ()
     outside_weights: int = 0
-    refit: bool = False
+    workspace_bytes_per_weight: int = 0
     budget_bytes: int | None = None
 
     @property
@@ -113,11 +111,6 @@ class WalkMemory:
             return total, total
         # On disk; a track comes back to memory for its turn where it fits into half the budget.
         return 0, max((track for track in self.tracks if track <= self.budget_bytes // 2), default=0)
-
-    @property
-    def workspace_bytes_per_weight(self) -> int:
-        """Bytes for every weight of the largest matrix while it is pruned."""
-        return REFIT_BYTES_PER_WEIGHT if self.refit else WORKSPACE_BYTES_PER_WEIGHT
 
     @property
     def layer_bytes(self) -> int:

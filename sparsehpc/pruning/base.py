@@ -81,6 +81,8 @@ class Method(ABC):
         Those that need input norms of the dense model before anything is pruned.
     refits
         Whether its kept weights can be re-optimised afterwards (``refit = true``).
+    workspace_bytes_per_weight
+        Memory that its scores and updates take for every weight of the matrix at hand; for the plan's estimate.
     """
 
     name: ClassVar[str]
@@ -96,6 +98,7 @@ class Method(ABC):
     allocations: ClassVar[tuple[str, ...]] = ("default",)
     learned_allocations: ClassVar[tuple[str, ...]] = ()
     refits: ClassVar[bool] = False
+    workspace_bytes_per_weight: ClassVar[int] = 16
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, pruning: Pruning, options: Options) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.bench.memory import run
 from sparsehpc.models.memory import REFIT_BYTES_PER_WEIGHT
+from sparsehpc.pruning.base import METHODS
 
 #: The formula leaves out what allocators keep, and what a method frees late.
 TOLERANCE = 0.25
@@ -31,24 +32,37 @@ def test_predicted_peak_is_near_the_measured_one(method, changes):
     assert row["predicted_gib"] == pytest.approx(row["peak_rss_gib"], rel=TOLERANCE)
 
 
-REFIT = """
+WORK = """
+import sys
 import torch
 from sparsehpc.core.machine import peak_rss_bytes, resident_bytes
-from sparsehpc.pruning.refit import refit
-from sparsehpc.pruning.types import Pruned
+from sparsehpc.core.spec import Calibration, Pruning
+from sparsehpc.models.structure import Parameter
+from sparsehpc.pruning.base import Site, make_method
+from sparsehpc.pruning.statistics import collector
 
+name, refit = sys.argv[1], sys.argv[2] == "refit"
 torch.set_num_threads(1)
 torch.manual_seed(0)
-x = torch.randn(2048, 128).double()
-weight = torch.randn(32768, 128)
-pruned, hessian = Pruned(weight.masked_fill(torch.rand(weight.shape) < 0.5, 0)), x.T @ x
+text = Calibration(corpus="none", windows=1, window_tokens=1)
+options = (("iterations", 2),) if name == "admm" else ()
+method = make_method(Pruning(method=name, pattern="unstructured", sparsity="0.5", refit=refit, options=options,
+                             calibration=text))
+found = collector(method.wanted_statistics, 128)
+found.add(torch.randn(2048, 128), "w")
+weight, statistics = torch.randn(65536, 128), found.result()
+site = Site(Parameter("w", tuple(weight.shape), "mlp", "linear", 0, "w"), 0)
 before = resident_bytes()
-refit(weight, pruned, hessian, "w")
+method.apply(weight, site, statistics)
 print((peak_rss_bytes() - before) / weight.numel())
 """
 
 
 @pytest.mark.slow
-def test_a_refit_takes_the_bytes_a_weight_of_the_formula():
-    answer = subprocess.run([sys.executable, "-c", REFIT], capture_output=True, text=True, check=True)
-    assert float(answer.stdout) == pytest.approx(REFIT_BYTES_PER_WEIGHT, rel=TOLERANCE)
+@pytest.mark.parametrize(("name", "refit"), [(n, False) for n, kind in METHODS if kind.statistics] + [("wanda", True)])
+def test_pruning_takes_the_bytes_a_weight_that_the_plan_expects(name, refit):
+    words = [sys.executable, "-c", WORK, name, "refit" if refit else ""]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
+    expected = REFIT_BYTES_PER_WEIGHT if refit else METHODS.get(name).workspace_bytes_per_weight
+    # The result in float32, 4 bytes, is counted with the layer.
+    assert float(answer.stdout) - 4 == pytest.approx(expected, rel=TOLERANCE)
