@@ -88,7 +88,8 @@ def main(model: str, file: str, threads: int, batch: bool, calibration: Calibrat
     found: dict[str, np.ndarray[Any, Any]] = {}
     for name, (options, layers) in work.items():
         sys.stderr.write(f"{name}\n")
-        pruning = Pruning(**options, calibration=calibration)
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        pruning = Pruning(**given, calibration=calibration)
         walk = Together(snapshot, len(text.ids)) if batch else LayerWalk(snapshot)
         with torch.inference_mode():
             for layer, mask in enumerate(masks(walk, together(text) if batch else text, pruning, layers)):
@@ -98,5 +99,5 @@ def main(model: str, file: str, threads: int, batch: bool, calibration: Calibrat
 
 
 if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    main(**{**given, "calibration": Calibration(**given["calibration"])})
+    arguments = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    main(**{**arguments, "calibration": Calibration(**arguments["calibration"])})
