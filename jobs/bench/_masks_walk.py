@@ -88,7 +88,8 @@ def main(model: str, file: str, threads: int, batch: bool, calibration: Calibrat
     found: dict[str, np.ndarray[Any, Any]] = {}
     for name, (options, layers) in work.items():
         sys.stderr.write(f"{name}\n")
-        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        # JSON has no tuples.
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in options.items()}
         pruning = Pruning(**given, calibration=calibration)
         walk = Together(snapshot, len(text.ids)) if batch else LayerWalk(snapshot)
         with torch.inference_mode():
