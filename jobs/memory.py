@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs.plan import Plan
 from sparsehpc.core.spec import DTYPE_BYTES, Cell
-from sparsehpc.models.memory import WalkMemory, kept_tracks
+from sparsehpc.models.memory import REFIT_BYTES_PER_WEIGHT, WalkMemory, kept_tracks
 from sparsehpc.models.snapshot import structure_of
 from sparsehpc.models.structure import Structure
 from sparsehpc.pruning.base import METHODS
@@ -36,12 +36,15 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
     evaluation = cells[0].evaluation
     prunings = {cell.pruning for cell in cells}
     needs: set[str] = set()
-    calibration_tokens = 0
+    calibration_tokens = workspace = 0
     for pruning in prunings:
         if not pruning.is_dense:
-            needs.update(METHODS.get(pruning.method).statistics)
+            method = METHODS.get(pruning.method)
+            needs.update(method.statistics)
+            workspace = max(workspace, method.workspace_bytes_per_weight)
         if pruning.refit:
             needs.add("hessian")
+            workspace = max(workspace, REFIT_BYTES_PER_WEIGHT)
         if pruning.calibration is not None:
             calibration_tokens += pruning.calibration.windows * pruning.calibration.window_tokens
     streams = 1 + len(cells) + len(prunings)
@@ -52,8 +55,21 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
         hidden_tokens=streams * evaluation.windows * evaluation.window_tokens + calibration_tokens,
         window_tokens=evaluation.window_tokens,
         tracks=kept_tracks(structure, cells),
+        outside_weights=_outside_weights(cells, structure),
+        workspace_bytes_per_weight=workspace,
         budget_bytes=int(memory_gib * GIB * _SHARE),
     )
+
+
+def _outside_weights(cells: Sequence[Cell], structure: Structure) -> int:
+    """Weights of pruned embeddings, one a combination, and of pruned heads, one a stream."""
+    total = 0
+    for pruning in {cell.pruning for cell in cells if not cell.pruning.is_dense}:
+        variants = {cell.variant for cell in cells if cell.pruning == pruning} | {"masked"}
+        for p in structure.prunable(pruning.targets):
+            if p.layer is None:
+                total += p.numel * (1 if p.kind == "embedding" else len(variants))
+    return total
 
 
 def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:

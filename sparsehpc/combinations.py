@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sparsehpc.core.errors import CellError
 from sparsehpc.core.machine import return_freed_memory
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.models.structure import bias_name, bias_parameter
@@ -119,6 +121,8 @@ def dense_survey(
 
         inputs |= collect(walk, names, len(lengths), step, statistics)
         influence[layer] = 1 - float(torch.stack(cosines).sum()) / sum(lengths)
+        if not math.isfinite(influence[layer]):
+            raise CellError(f"layer {layer} of the dense model gives NaN or Inf on the calibration text")
         walk.unload(layer)
         return_freed_memory()
     return DenseSurvey(inputs, influence)

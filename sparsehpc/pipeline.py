@@ -281,8 +281,13 @@ class _Walk:
         for calibration, pairs in waiting.items():
             clock = pairs[0][0].clock
             with clock.phase("prune"):
-                with clock.phase("calibrate"):
-                    survey = self._dense_survey(calibration, pairs)
+                try:
+                    with clock.phase("calibrate"):
+                        survey = self._dense_survey(calibration, pairs)
+                except Exception as error:  # noqa: BLE001 - kept, and reported for its cells
+                    for combination, _ in pairs:
+                        combination.fail(error)
+                    continue
                 for combination, method in pairs:
                     try:
                         method.learn(combination.parameters, lambda name: self.walk.read([name])[name], survey)

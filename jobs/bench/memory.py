@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.study import SHIPPED
 from sparsehpc.core.machine import cpu_model
+from sparsehpc.core.spec import DEFAULT_TARGETS
 from sparsehpc.models.memory import WalkMemory
 from sparsehpc.pruning.base import METHODS as METHODS_BY_NAME
 
@@ -47,7 +48,7 @@ from sparsehpc.pipeline import run_cells
 from sparsehpc.pruning.base import METHODS
 from sparsehpc.text.windows import TokenWindows
 
-folder, method, windows, tokens, budget, threads = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])
+folder, method, targets, windows, tokens, budget, threads = *sys.argv[1:4], *map(int, sys.argv[4:8])
 torch.set_num_threads(threads)
 snapshot = Snapshot.load(Path(folder))
 def text(seed):
@@ -55,7 +56,7 @@ def text(seed):
     return TokenWindows(tuple(ids), (3 * tokens,) * windows, False, tuple(range(0, windows * tokens, tokens)), "random")
 draw = Calibration(corpus="random", windows=windows, window_tokens=tokens)
 evaluation = Windows(corpus="random", windows=windows, window_tokens=tokens)
-pruning = Pruning(method=method, pattern="unstructured", sparsity="0.5",
+pruning = Pruning(method=method, pattern="unstructured", sparsity="0.5", targets=tuple(targets.split("+")),
                   calibration=draw if METHODS.get(method).needs_calibration() else None)
 cell = Cell(model="random", dtype="bfloat16", evaluation=evaluation, variant="masked", pruning=pruning)
 base = peak_rss_bytes()
@@ -76,21 +77,23 @@ print(json.dumps({"peak_rss_bytes": peak_rss_bytes(), "interpreter_bytes": base,
 def run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     """One row a method: peak memory against the model's bytes on disk.
 
-    Options: ``layers`` (decoder layers, 112), ``methods`` (joined by commas), ``threads``, ``folder`` (disk to use).
+    Options: ``layers`` (decoder layers, 112), ``methods`` (joined by commas), ``targets`` (attention+mlp), ``threads``,
+    ``folder`` (disk to use).
     """
     from sparsehpc.models.random_weights import write_random_snapshot
 
     config: dict[str, Any] = json.loads(CONFIG_FILE.read_text(encoding="utf-8"))
     config["num_hidden_layers"] = int(options.get("layers", LAYERS))
     methods = options.get("methods", ",".join(METHODS)).split(",")
+    targets = options.get("targets", "+".join(DEFAULT_TARGETS))
     threads = int(options.get("threads", len(os.sched_getaffinity(0))))
     with tempfile.TemporaryDirectory(prefix="sparsehpc-memory-", dir=options.get("folder")) as folder:
         snapshot = write_random_snapshot(config, Path(folder) / "model", 0, "bfloat16")
         size = sum(int(snapshot.files[name]["bytes"]) for name in snapshot.weight_files)
-        return [_row(snapshot, method, size, threads) for method in methods]
+        return [_row(snapshot, method, targets, size, threads) for method in methods]
 
 
-def predicted_bytes(structure: Structure, method: str) -> int:
+def predicted_bytes(structure: Structure, method: str, targets: str) -> int:
     """What the memory formula says of one row."""
     memory = WalkMemory(
         structure=structure,
@@ -98,13 +101,16 @@ def predicted_bytes(structure: Structure, method: str) -> int:
         statistics=METHODS_BY_NAME.get(method).statistics,
         hidden_tokens=4 * WINDOWS * WINDOW_TOKENS,
         window_tokens=WINDOW_TOKENS,
+        workspace_bytes_per_weight=METHODS_BY_NAME.get(method).workspace_bytes_per_weight,
+        outside_weights=sum(p.numel for p in structure.prunable(tuple(targets.split("+"))) if p.layer is None),
         budget_bytes=BUDGET_BYTES,
     )
     return memory.peak_bytes
 
 
-def _row(snapshot: Snapshot, method: str, model_bytes: int, threads: int) -> dict[str, Any]:
-    arguments = [str(snapshot.path), method, str(WINDOWS), str(WINDOW_TOKENS), str(BUDGET_BYTES), str(threads)]
+def _row(snapshot: Snapshot, method: str, targets: str, model_bytes: int, threads: int) -> dict[str, Any]:
+    numbers = map(str, (WINDOWS, WINDOW_TOKENS, BUDGET_BYTES, threads))
+    arguments = [str(snapshot.path), method, targets, *numbers]
     child = subprocess.run([sys.executable, "-c", _CHILD, *arguments], capture_output=True, text=True, check=False)
     if child.returncode:
         raise RuntimeError(f"{method} failed:\n{child.stderr[-2000:]}")
@@ -116,12 +122,13 @@ def _row(snapshot: Snapshot, method: str, model_bytes: int, threads: int) -> dic
         "ratio": round(model_bytes / found["peak_rss_bytes"], 3),
         "model_gib": round(model_bytes / GIB, 3),
         "peak_rss_gib": round(found["peak_rss_bytes"] / GIB, 3),
-        "predicted_gib": round(predicted_bytes(snapshot.structure, method) / GIB, 3),
+        "predicted_gib": round(predicted_bytes(snapshot.structure, method, targets) / GIB, 3),
         "interpreter_gib": round(found["interpreter_bytes"] / GIB, 3),
         "seconds": round(found["seconds"], 1),
         "params": snapshot.structure.params_total,
         "zeros": int(found["zeros"]),
         "prunable": int(found["prunable"]),
+        "targets": targets,
         "dtype": "bfloat16",
         "windows": WINDOWS,
         "window_tokens": WINDOW_TOKENS,

@@ -83,6 +83,10 @@ def machine() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is not None:
         values["torch_threads"] = torch.get_num_threads()
+        # Which products run, and so in which order they sum.
+        values["torch_cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        values["torch_mkl"] = torch.backends.mkl.is_available()
+        values["mkl_cbwr"] = os.environ.get("MKL_CBWR")
         values["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         values["cuda"] = torch.version.cuda
         if torch.cuda.is_available():

@@ -20,8 +20,8 @@ INTERPRETER_BYTES: Final = 430 * 2**20
 #: Square float64 matrices of the widest input that a method with a Hessian holds at once: the sum of X X^T, its
 #: damped copy, the Cholesky factor, the inverse, and the inverse's factor.
 HESSIAN_COPIES: Final = 5
-#: Copies of the largest matrix in float32 and float64 that selection and update work on.
-WORKSPACE_BYTES_PER_WEIGHT: Final = 16
+#: What a refit works on: ten float64 tensors of conjugate gradients on all outputs at once.
+REFIT_BYTES_PER_WEIGHT: Final = 80
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
 _BLOCK_POSITIONS, _BLOCK_COPIES = 8, 6
 
@@ -73,6 +73,10 @@ class WalkMemory:
         Tokens of the longest window.
     tracks
         Bytes of each stream's stored layers, see `kept_tracks`; empty where nothing is generated.
+    outside_weights
+        Weights of pruned embeddings and heads that all streams keep beside the dense ones.
+    workspace_bytes_per_weight
+        Copies of the largest matrix that selection and update work on, see `Method` and `REFIT_BYTES_PER_WEIGHT`.
     budget_bytes
         Memory that hidden states and kept weights may fill; None is unlimited.
     """
@@ -83,6 +87,8 @@ class WalkMemory:
     hidden_tokens: int = 0
     window_tokens: int = 512
     tracks: tuple[int, ...] = ()
+    outside_weights: int = 0
+    workspace_bytes_per_weight: int = 0
     budget_bytes: int | None = None
 
     @property
@@ -120,16 +126,22 @@ class WalkMemory:
                 largest, widest = max(largest, p.numel), max(widest, p.shape[1])
         layer = max(layers.values(), default=0)
         stored = max(self.tracks, default=0) // max(len(layers), 1) or layer * size
-        bytes_ = layer * 2 * size + stored + largest * WORKSPACE_BYTES_PER_WEIGHT
+        bytes_ = layer * 2 * size + stored + largest * self.workspace_bytes_per_weight
         if "hessian" in self.statistics:
             bytes_ += HESSIAN_COPIES * widest * widest * DTYPE_BYTES["float64"]
         return int(bytes_)
 
     @property
     def outside_bytes(self) -> int:
-        """Embedding and head, and the logits of one window of two streams."""
+        """Embedding and head with what was pruned of them, and the logits of one window of two streams, or pruning."""
         size = DTYPE_BYTES[self.dtype]
-        weights = sum(p.numel for p in self.structure.outside_layers if p.tied_to is None) * size
+        outside = self.structure.outside_layers
+        weights = sum(p.numel for p in outside if p.tied_to is None) * size + self.outside_weights * size
         logits = 2 * self.window_tokens * self.structure.vocab_size * size
         block = _BLOCK_COPIES * _BLOCK_POSITIONS * self.structure.vocab_size * DTYPE_BYTES["float64"]
-        return weights + logits + block
+        pruning = 0
+        if self.outside_weights and self.statistics:
+            pruning = max(p.numel for p in outside) * self.workspace_bytes_per_weight
+            if "hessian" in self.statistics:
+                pruning += HESSIAN_COPIES * self.structure.hidden**2 * DTYPE_BYTES["float64"]
+        return weights + max(logits + block, pruning)

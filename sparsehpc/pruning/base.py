@@ -81,6 +81,8 @@ class Method(ABC):
         Those that need input norms of the dense model before anything is pruned.
     refits
         Whether its kept weights can be re-optimised afterwards (``refit = true``).
+    workspace_bytes_per_weight
+        Memory that its scores and updates take for every weight of the matrix at hand; for the plan's estimate.
     """
 
     name: ClassVar[str]
@@ -96,6 +98,7 @@ class Method(ABC):
     allocations: ClassVar[tuple[str, ...]] = ("default",)
     learned_allocations: ClassVar[tuple[str, ...]] = ()
     refits: ClassVar[bool] = False
+    workspace_bytes_per_weight: ClassVar[int] = 16
     options_type: ClassVar[type[Options]] = Options
 
     def __init__(self, pruning: Pruning, options: Options) -> None:
@@ -165,6 +168,11 @@ class Method(ABC):
             return f"pattern {pattern.name} decides over several linears at once; true_sequential takes them in turn"
         if pruning.true_sequential and not cls.statistics and not pruning.refit:
             return f"{cls.name} uses no statistics of a layer's inputs that true_sequential could recompute"
+        if cls.statistics or pruning.refit:
+            for parameter in parameters:
+                if parameter.kind == "embedding":
+                    who = f"{cls.name} with refit" if not cls.statistics else cls.name
+                    return f"{who} needs the inputs of what it prunes, and {parameter.name} is looked up by token"
         if pattern.kind == "structured":
             return structured.unsupported(pruning, parameters)
         for parameter in parameters:

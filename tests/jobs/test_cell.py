@@ -64,6 +64,7 @@ def test_columns_that_only_the_job_knows(run_copy: Path, monkeypatch: pytest.Mon
     row = read_row(folder.cell(ids[0]), ids[0])
     assert (row["job_id"], row["attempt"]) == ("41_7", 2)
     assert '"torch_threads": 1' in row["provenance"]
+    assert '"torch_cpu_capability": ' in row["provenance"]
     assert row["threads"] == 1  # the class asks for one core, whatever the machine has
     for secret in (str(Path.home()), os.uname().nodename, str(run_copy)):
         assert f'"{secret}' not in row["provenance"]

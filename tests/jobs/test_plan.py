@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,14 @@ IMPOSSIBLE = {
     "leaves none of the 16 heads": ("wanda", 'patterns = ["heads"]\nsparsities = [1.0]'),
     "more than all of a layer": ("sparsegpt", 'allocation = "owl"\nsparsities = [0.9]'),
     "targets lack mlp": ("wanda", 'patterns = ["neurons"]\ntargets = ["attention"]\nsparsities = [0.5]'),
+    "wanda needs the inputs of what it prunes, and .*embed_tokens.weight is looked up": (
+        "wanda",
+        'targets = ["attention", "mlp", "embedding"]\nsparsities = [0.5]',
+    ),
+    "magnitude with refit needs the inputs": (
+        "magnitude",
+        'targets = ["embedding"]\nrefit = true\nsparsities = [0.5]',
+    ),
     "flap has no refit": ("flap", 'patterns = ["heads"]\nrefit = true\nsparsities = [0.5]'),
 }
 
@@ -176,7 +185,7 @@ def test_a_study_of_nothing_that_can_be_fails_with_the_reason(reason: str) -> No
     # Beside something that can be it is left out, and listed.
     more = '[[grid]]\nmethods = ["magnitude"]\nsparsities = [0.5]\nvariants = ["masked"]\n'
     plan = plan_of(grid + more, tail, head)
-    assert reason in plan.dropped[0].reason
+    assert re.search(reason, plan.dropped[0].reason)
     assert keys(plan)[1:] == [("magnitude", "unstructured", "0.5", "masked")]
 
 

@@ -383,6 +383,26 @@ def test_a_survey_that_fails_fails_only_its_combinations(tiny_snapshot, tmp_path
     assert "up_proj" in str(results[cells[1].cell_id])
 
 
+def test_calibration_text_that_overflows_fails_only_what_learns_from_it(tiny_snapshot, tmp_path, monkeypatch):
+    """The last layer's outputs: no linear reads them, so that no statistic of inputs would show it."""
+    from sparsehpc.models.stream import LayerWalk
+
+    real, last = LayerWalk.run, LLAMA["num_hidden_layers"] - 1
+
+    def run_layer(self, layer, hidden, call):
+        found = real(self, layer, hidden, call)
+        return found * float("inf") if layer == last and hidden.shape[1] == 32 else found
+
+    monkeypatch.setattr(LayerWalk, "run", run_layer)
+    pruning = Pruning(method="block-influence", pattern="layers", sparsity="0.4", calibration=CALIBRATION)
+    cells = [DENSE, cell(), dataclasses.replace(cell(), pruning=pruning)]
+    text = {CALIBRATION: windows((32, 32), 5, False)}
+    results = run(cells, tiny_snapshot(LLAMA), tmp_path, calibrations=text)
+    assert [isinstance(results[c.cell_id], CellResult) for c in cells] == [True, True, False]
+    reason = f"layer {last} of the dense model gives NaN or Inf on the calibration text"
+    assert reason in str(results[cells[2].cell_id])
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_bitmap_q4_keeps_the_trained_model_bit_for_bit(tmp_path, monkeypatch):

@@ -360,6 +360,31 @@ def ours(pruning):
     return prune
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])  # its head tied to the embedding, and one of its own
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_head_is_pruned_by_what_reaches_it_through_the_pruned_layers(method, family, tiny_snapshot):
+    pruning = Pruning(
+        method=method, pattern="unstructured", sparsity="0.5", targets=("attention", "mlp", "lm_head"),
+        calibration=CALIBRATION,
+    )  # fmt: skip
+    snapshot = tiny_snapshot(FAMILIES[family])
+    found = stored_weights(pruning, snapshot)
+    (head,) = (p.name for p in snapshot.structure.prunable(("lm_head",)))
+    model = AutoModelForCausalLM.from_pretrained(snapshot.path).float().eval()
+    inputs, state = [], dict(model.named_parameters())
+    dense = model.get_output_embeddings().weight.data.clone()
+    for name, weight in found.items():
+        if name != head:
+            state[name].data = weight
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: inputs.append(args[0][0]))
+    with torch.no_grad():
+        for ids in TEXT.ids:
+            model(torch.from_numpy(ids)[None])
+    expected = ours(pruning)(head, dense, torch.cat(inputs))
+    assert torch.equal(found[head] == 0, expected == 0)
+    assert torch.allclose(found[head], expected, atol=1e-5)
+
+
 IN_TURN = [
     *((family, {"method": "wanda"}) for family in ("opt", "opt-post-norm", "gpt_neox", "gpt_neox-sequential", "llama")),
     *((family, {"method": "sparsegpt"}) for family in ("opt", "gpt_neox", "llama")),

@@ -125,6 +125,25 @@ def test_equal_statistics_give_equal_bits_for_any_number_of_threads(name, refit)
         assert torch.equal(*pruned)
 
 
+def test_a_random_mask_is_the_same_in_every_process_and_grows_with_sparsity():
+    # Public code seeds by Python's hash of a name, which another process draws anew.
+    weights = {"w": torch.ones(2, 8), "v": torch.ones(2, 8)}
+    half = prune(combination("random"), weights)
+    assert half["w"].tolist() == [[0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 1, 0, 1, 1, 1, 0]]
+    assert half["v"].tolist() == [[1, 1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0, 1, 1]]
+    more = prune(combination("random", sparsity="0.75"), weights)
+    assert all(bool((more[name][half[name] == 0] == 0).all()) for name in weights)
+
+
+def test_any_number_of_calibration_windows_counts():
+    # Wanda's public code has room for 128.
+    x = torch.randn(130 * 3, 8)
+    found = collector(("input_norm",), 8)
+    for window in x.view(130, 3, 8):
+        found.add(window, "layer")
+    assert torch.allclose(found.result()["input_norm"], x.double().norm(dim=0), rtol=1e-12)
+
+
 # -- structured ---------------------------------------------------------------------------------------------------
 
 

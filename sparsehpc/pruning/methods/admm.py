@@ -89,13 +89,16 @@ class Admm(Method):
     differs = (
         "The step control is ALPS's: the penalty follows how much the mask still moves. Exactly floor(s n) "
         "weights go; published code rounds. It starts anew whenever a first penalty hardly moves the mask, published "
-        "code only where something moved. 4:8 is 4:8 (other public ADMM code silently makes it 2:4)."
+        "code only where something moved. 4:8 is 4:8 (other public ADMM code silently makes it 2:4). As there, a zero "
+        "of the dense weight may come back; the count stays. Each projection breaks ties by index, but tied weights "
+        "may change places from one to the next."
     )
     statistics = ("hessian",)
     patterns = ("unstructured", "2:4", "4:8", "1:4")
     allocations = ("default", "uniform", "owl")
     learned_allocations = ("owl",)
     refits = True
+    workspace_bytes_per_weight = 56
     options_type: ClassVar[type[Options]] = AdmmOptions
     options: AdmmOptions
 

@@ -56,6 +56,7 @@ class Ria(Method):
     allocations = ("default", "uniform", "owl")
     learned_allocations = ("owl",)
     refits = True
+    workspace_bytes_per_weight = 24
     options_type: ClassVar[type[Options]] = RiaOptions
     options: RiaOptions
 

@@ -73,6 +73,7 @@ class SparseGPT(Method):
     allocations = ("default", "uniform", "owl")
     learned_allocations = ("owl",)
     refits = True
+    workspace_bytes_per_weight = 20
     options_type: ClassVar[type[Options]] = SparseGPTOptions
     options: SparseGPTOptions
 
