@@ -40,6 +40,8 @@ COLUMN_MEANINGS = {
     "bytes_dense_float32": "bytes of the dense model in float32",
     "bytes_dense_published": "bytes of the dense model in the dtype it was published in",
     "bytes_source_file": "bytes of the published weight files",
+    "bytes_dense_bf16, bytes_dense_int8, bytes_dense_q4": "bytes of the dense model with its prunable matrices in that "
+    "lossy format",
     "break_even_sparsity": "sparsity from which the format is smaller than dense in the same dtype",
     "flops_dense": "operations per token of the dense model's matrix products, a multiply-add counted as two",
     "flops_theoretical": "two per non-zero weight",

@@ -54,6 +54,9 @@ _FIGURES = (
     "bytes_dense_float32",
     "bytes_dense_published",
     "bytes_source_file",
+    "bytes_dense_bf16",
+    "bytes_dense_int8",
+    "bytes_dense_q4",
     "speedup",
     "decode_s_per_token",
 )

@@ -275,14 +275,14 @@
       hovertemplate: "%{fullData.name}: %{x:.1f} MiB of %{customdata[0]:.1f}%{customdata[1]}%{customdata[2]}<extra>%{y}</extra>",
     }));
     const lines = [], annotations = [];
-    const references = [["bytes_dense_float32", "dense float32", "solid"], ["bytes_dense_published", "published dtype", "dash"], ["bytes_source_file", "source file", "dot"]];
-    references.forEach(([name, text, dash], n) => {
+    const references = [["bytes_dense_float32", "dense float32", "solid"], ["bytes_dense_published", "published dtype", "dash"], ["bytes_source_file", "source file", "dot"], ["bytes_dense_bf16", "dense-bf16 (lossy)", "longdash"], ["bytes_dense_int8", "dense-int8 (lossy)", "dashdot"], ["bytes_dense_q4", "dense-q4 (lossy)", "longdashdot"]];
+    for (const [name, text, dash] of references) {
       const value = Math.max(...cells.map((cell) => cell[name] || 0)) / MIB;
-      if (!(value > 0) || state.model === "") return;
+      if (!(value > 0) || state.model === "") continue;
       lines.push({ type: "line", x0: value, x1: value, y0: 0, y1: 1, yref: "paper", line: { width: 1.5, dash, color: "#888888" } });
-      annotations.push({ x: value, y: 1 + 0.05 * n, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
-    });
-    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(groups.length, alike.size, "bars")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 190 + cells.length * (14 + 16 * Math.max(...names.map((name) => name.split("<br>").length))), margin: { l: 70, r: 20, t: 95, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
+      annotations.push({ x: value, y: 1, yshift: 14 * annotations.length, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
+    }
+    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(groups.length, alike.size, "bars")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 190 + cells.length * (14 + 16 * Math.max(...names.map((name) => name.split("<br>").length))), margin: { l: 70, r: 20, t: 60 + 14 * annotations.length, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
       `Size of ${cells.length} cells: ${cells.map((cell, n) => `${names[n]} ${figure(cell.bytes_total / MIB)} MiB`).slice(0, 12).join("; ")}`);
     const even = [...new Map(cells.filter((cell) => cell.break_even_sparsity !== undefined).map((cell) => [cell.variant, cell])).values()];
     byId("break-even").textContent = even.length ? `Smaller than dense in the same dtype from: ${even.map((cell) => `${cell.variant} ${percent(cell.break_even_sparsity)}`).join(", ")} (sparsity of each weight matrix).` : "";

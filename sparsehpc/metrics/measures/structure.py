@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from sparsehpc.core.schema import Measurement
 from sparsehpc.core.spec import DTYPE_BYTES
-from sparsehpc.formats.base import FORMATS
+from sparsehpc.formats.base import FORMATS, Format
 from sparsehpc.metrics.base import METRICS, Metric, ModelView, TensorView
 
 
@@ -134,10 +134,29 @@ class Structure(Metric):
         yield reference("bytes_dense_published", params * DTYPE_BYTES[view.published_dtype], "bytes")
         if view.source_bytes:
             yield reference("bytes_source_file", view.source_bytes, "bytes")
+        for name, form in FORMATS:
+            if form.reference and (size := _bytes_in(form, view)) is not None:
+                yield reference(f"bytes_{name.replace('-', '_')}", size, "bytes")
         yield reference("attention_flops_per_context_token", view.structure.attention_flops_per_context_token, "flops")
         break_even = variant.break_even_sparsity(view.cell.dtype)
         if break_even is not None:
             yield reference("break_even_sparsity", break_even, "1")
+
+
+def _bytes_in(form: type[Format], view: ModelView) -> int | None:
+    """Bytes of the dense model with its prunable matrices in another dense format; None where it cannot be told."""
+    total = 0
+    for tensor in view.tensors:
+        parameter = tensor.parameter
+        if tensor.prunable:
+            rows, columns = parameter.shape
+            size = form.predicted_bytes(rows, columns, tensor.numel, view.cell.dtype)
+            if size is None:
+                return None
+            total += size
+        elif parameter.tied_to is None:
+            total += tensor.numel * DTYPE_BYTES[view.cell.dtype]
+    return total
 
 
 def _total(counts: Iterable[Counts]) -> Counts:
