@@ -6,8 +6,9 @@ does not depend on how they lie in the file (`aggregate.pivot`). Any partitionin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,18 @@ def reduce_shards(
     for pack in packs:
         packed = [known.pop(str(row["cell_id"])) for row in pack.rows if row["cell_id"] in known]
         if packed:
-            tasks.append(dask.delayed(pack_chunk, pure=False)(run, packed, tuple(scopes), pack.path, pack.sha256))
+            tasks.append(_task(pack_chunk, run, packed, tuple(scopes), pack.path, pack.sha256))
     left = list(known.values())
     tasks += [
-        dask.delayed(chunk, pure=False)(run, left[start : start + shards_per_task], tuple(scopes))
+        _task(chunk, run, left[start : start + shards_per_task], tuple(scopes))
         for start in range(0, len(left), shards_per_task)
     ]
     return combine(dask.compute(*tasks, scheduler=scheduler) if tasks else ())
+
+
+def _task(work: Callable[..., Reduced], *arguments: Any) -> Any:
+    """A Dask task whose arguments are bound before: Dask would look through every row of them for tasks of its own."""
+    return dask.delayed(partial(work, *arguments), pure=False)()
 
 
 def chunk(run: RunFolder, cells: Sequence[tuple[int, Mapping[str, Any]]], scopes: Sequence[str] = SCOPES) -> Reduced:
