@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.local
+import dask.threaded
 import pyarrow as pa
 
 from aggregate.compact import Pack, read_pack
@@ -28,6 +30,9 @@ SHARDS_PER_TASK = 100
 
 #: What `shards.read_measurements` needs of a cell's row; the rest does not travel to the task.
 _READING = ("cell_id", "measurements_rows", "measurements_sha256")
+
+#: Dask looks a name up by importing the whole of distributed; these two need none of it.
+_HERE = {"threads": dask.threaded.get, "synchronous": dask.local.get_sync}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def reduce_shards(
         _task(chunk, run, left[start : start + shards_per_task], tuple(scopes))
         for start in range(0, len(left), shards_per_task)
     ]
-    return combine(dask.compute(*tasks, scheduler=scheduler) if tasks else ())
+    return combine(dask.compute(*tasks, scheduler=_HERE.get(scheduler, scheduler)) if tasks else ())
 
 
 def _task(work: Callable[..., Reduced], *arguments: Any) -> Any:
