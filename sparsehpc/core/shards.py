@@ -31,8 +31,8 @@ State = Literal["done", "failed", "damaged", "missing"]
 #: What columns mean stands in the documentation, not once more in every one of ten thousand files.
 _ROW_ON_DISK = pa.schema([field.remove_metadata() for field in schema.CELL], metadata=schema.CELL.metadata)
 
-#: Key in the file's metadata that holds the row once more as JSON: it is found and checked without parsing fifty columns
-#: of one value each, which costs readers of ten thousand cells more than anything else.
+#: Key in the file's metadata that holds the row once more as JSON: it is found and checked without parsing fifty
+#: columns of one value each, which costs readers of ten thousand cells more than anything else.
 _ROW_KEY = "sparsehpc.row"
 _ROW_HEAD = "version={} columns={} row={} bytes={} "
 _ROW_FOUND = re.compile(rb"sparsehpc\.row[^v]{1,9}version=(\d+) columns=([0-9a-f]{64}) row=([0-9a-f]{64}) bytes=(\d+) ")
