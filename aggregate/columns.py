@@ -103,7 +103,7 @@ COLUMN_MEANINGS = {
     "order": "place in the plan",
 }
 
-_ABOUT = ("trained", "lossless", "kernel", "mark", "published_dtype", "source_bytes")
+_ABOUT = ("trained", "lossless", "kernel", "vocabulary_tokens", "mark", "published_dtype", "source_bytes")
 
 
 def tables_page() -> str:

@@ -148,7 +148,7 @@ def _write(run: RunFolder, rows: Sequence[dict[str, Any]]) -> int:
 
 def _write_figures(tables: Sequence[pa.Table], cells: Sequence[str], path: Path) -> None:
     stamped = tables[0].schema.with_metadata({**(schema.MEASUREMENTS.metadata or {}), _IDS: " ".join(cells).encode()})
-    with pq.ParquetWriter(path, stamped, compression="zstd") as writer:
+    with pq.ParquetWriter(path, stamped, **shards.FIGURES_ON_DISK) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=table.num_rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,6 +66,14 @@ _PARETO = {
     "reference": pa.bool_(),
     "on_front": pa.bool_(),
 }
+
+
+class Sums(NamedTuple):
+    """Sums of a figure per window: difference of the cell's to the dense model's, the dense model's, and tokens."""
+
+    difference: Floats
+    dense: Floats
+    tokens: Floats
 
 
 def findings(table: pa.Table, windows: pa.Table | None) -> dict[str, pa.Table]:
@@ -131,7 +139,7 @@ def curves(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]
         yield keys, rows.sort_values("sparsity_target", kind="stable").drop_duplicates("sparsity_target")
 
 
-def _tipping(frame: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> Iterator[dict[str, Any]]:
+def _tipping(frame: pd.DataFrame, sums: dict[str, Sums]) -> Iterator[dict[str, Any]]:
     for keys, rows in curves(frame):
         s = rows["sparsity_target"].to_numpy(float)
         common = {**keys, "trained": bool(rows["trained"].all()), "points": len(rows)}
@@ -181,17 +189,23 @@ def loss_of(rows: pd.DataFrame, metric: str, tolerance: float) -> tuple[Floats, 
     return 1 - bad.fillna(rows[metric]).to_numpy(float), 1 - tolerance
 
 
-def _break(rows: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> dict[str, Any]:
+def _break(rows: pd.DataFrame, sums: dict[str, Sums]) -> dict[str, Any]:
     worse = rows["mark"].fillna("").str.contains("worse than guessing")
     kept = [cell for cell in rows.loc[~worse, "cell_id"] if cell in sums]
     s = np.array([0.0, *rows.loc[rows["cell_id"].isin(kept), "sparsity_target"]])
+    # Runs of before the size of the vocabulary was recorded have no cap.
+    sizes = rows["vocabulary_tokens"].fillna(np.inf) if "vocabulary_tokens" in rows else np.full(len(rows), np.inf)
+    guess = dict(zip(rows["cell_id"], np.log(np.asarray(sizes, float)), strict=True))
     values, drawn = [0.0], [np.zeros(statistics.DRAWS)]
     for cell in kept:
-        difference, tokens = sums[cell]
-        values.append(float(difference.sum() / tokens.sum()))
-        drawn.append(statistics.drawn_ratios(difference[None], tokens[None])[:, 0])
+        difference, dense, tokens = sums[cell]
+        # A draw may lie above what guessing reaches where the cell as a whole does not: it is capped there.
+        most = guess[cell] - dense.sum() / tokens.sum()
+        most_drawn = guess[cell] - statistics.drawn_ratios(dense[None], tokens[None])[:, 0]
+        values.append(float(np.minimum(difference.sum() / tokens.sum(), most)))
+        drawn.append(np.minimum(statistics.drawn_ratios(difference[None], tokens[None])[:, 0], most_drawn))
     found = tipping.break_point(s, np.array(values), np.stack(drawn, axis=1))
-    enough = bool(kept) and len(sums[kept[0]][0]) >= statistics.FEWEST_UNITS
+    enough = bool(kept) and len(sums[kept[0]].tokens) >= statistics.FEWEST_UNITS
     return {
         "left_out": int(worse.sum()),
         "break_answer": found.answer,
@@ -202,8 +216,8 @@ def _break(rows: pd.DataFrame, sums: dict[str, tuple[Floats, Floats]]) -> dict[s
     }
 
 
-def _sums(windows: pa.Table, metric: str) -> dict[str, tuple[Floats, Floats]]:
-    """By cell id: difference of the figure's numerators to dense, and the denominators, per window."""
+def _sums(windows: pa.Table, metric: str) -> dict[str, Sums]:
+    """Sums of a figure by cell id."""
     if f"{metric}_numerator" not in windows.column_names or f"{metric}_dense_numerator" not in windows.column_names:
         return {}
     ids = dict(zip(windows["position"].to_pylist(), windows["cell_id"].to_pylist(), strict=True))
@@ -213,7 +227,7 @@ def _sums(windows: pa.Table, metric: str) -> dict[str, tuple[Floats, Floats]]:
     sums = {}
     for found in by_cell(windows, metric):
         for position, top, bottom in zip(found.position.tolist(), found.numerator, found.denominator, strict=True):
-            sums[ids[position]] = (top - dense[position], bottom)
+            sums[ids[position]] = Sums(top - dense[position], dense[position], bottom)
     return sums
 
 
@@ -256,7 +270,7 @@ def _seeds(frame: pd.DataFrame, windows: pa.Table | None) -> Iterator[dict[str, 
 def _paired(windows: pa.Table, metric: str) -> dict[str, tuple[Floats, Floats]]:
     """Sums by cell id: of the difference to dense where dense has the figure too, else of the figure itself."""
     if found := _sums(windows, metric):
-        return found
+        return {cell: (sums.difference, sums.tokens) for cell, sums in found.items()}
     if f"{metric}_numerator" not in windows.column_names:
         return {}
     ids = dict(zip(windows["position"].to_pylist(), windows["cell_id"].to_pylist(), strict=True))

@@ -20,7 +20,12 @@ from sparsehpc.core.layout import CellFolder
 
 _NUMBERS = ("numerator", "denominator")
 _TEXTS = [name for name in schema.MEASUREMENTS.names if name not in ("cell_id", *_NUMBERS)]
-_PLACE = {name: schema.MEASUREMENTS.names.index(name) for name in schema.MEASUREMENTS.names}
+
+#: First and last column of each run of text columns, which lie one after the other in a row group.
+_RUNS = tuple(
+    tuple(schema.MEASUREMENTS.names.index(name) for name in ends)
+    for ends in (("scope", "metric"), ("reduction", "unit"))
+)
 
 #: Arrangements that are kept; a study has a few per model.
 _KEPT = 512
@@ -88,12 +93,15 @@ def _known_schema(file: pq.ParquetFile) -> bool:
 
 
 def _digest_of_text(file: pq.ParquetFile, content: bytes, group: int) -> bytes:
-    """Digest of the bytes of all text columns, their codec included."""
+    """Digest of the bytes of all text columns, which lie together before the numbers and after them."""
     metadata = file.metadata.row_group(group)
-    digest = hashlib.blake2b(file.metadata.created_by.encode(), digest_size=20)
-    for name in _TEXTS:
-        column = metadata.column(_PLACE[name])
-        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-        digest.update(f"{column.compression} {column.encodings} {column.num_values}".encode())
-        digest.update(content[start : start + column.total_compressed_size])
+    digest = hashlib.blake2b(f"{file.metadata.created_by} {metadata.num_rows}".encode(), digest_size=20)
+    for first, last in _RUNS:
+        column, end = metadata.column(first), metadata.column(last)
+        digest.update(f" {column.compression} ".encode())
+        digest.update(content[_start(column) : _start(end) + end.total_compressed_size])
     return digest.digest()
+
+
+def _start(column: pq.ColumnChunkMetaData) -> int:
+    return int(column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset)

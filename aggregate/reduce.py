@@ -6,12 +6,15 @@ does not depend on how they lie in the file (`aggregate.pivot`). Any partitionin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dask
+import dask.local
+import dask.threaded
 import pyarrow as pa
 
 from aggregate.compact import Pack, read_pack
@@ -27,6 +30,9 @@ SHARDS_PER_TASK = 100
 
 #: What `shards.read_measurements` needs of a cell's row; the rest does not travel to the task.
 _READING = ("cell_id", "measurements_rows", "measurements_sha256")
+
+#: Dask looks a name up by importing the whole of distributed; these two need none of it.
+_HERE = {"threads": dask.threaded.get, "synchronous": dask.local.get_sync}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,18 @@ def reduce_shards(
     for pack in packs:
         packed = [known.pop(str(row["cell_id"])) for row in pack.rows if row["cell_id"] in known]
         if packed:
-            tasks.append(dask.delayed(pack_chunk, pure=False)(run, packed, tuple(scopes), pack.path, pack.sha256))
+            tasks.append(_task(pack_chunk, run, packed, tuple(scopes), pack.path, pack.sha256))
     left = list(known.values())
     tasks += [
-        dask.delayed(chunk, pure=False)(run, left[start : start + shards_per_task], tuple(scopes))
+        _task(chunk, run, left[start : start + shards_per_task], tuple(scopes))
         for start in range(0, len(left), shards_per_task)
     ]
-    return combine(dask.compute(*tasks, scheduler=scheduler) if tasks else ())
+    return combine(dask.compute(*tasks, scheduler=_HERE.get(scheduler, scheduler)) if tasks else ())
+
+
+def _task(work: Callable[..., Reduced], *arguments: Any) -> Any:
+    """A Dask task whose arguments are bound before: Dask would look through every row of them for tasks of its own."""
+    return dask.delayed(partial(work, *arguments), pure=False)()
 
 
 def chunk(run: RunFolder, cells: Sequence[tuple[int, Mapping[str, Any]]], scopes: Sequence[str] = SCOPES) -> Reduced:

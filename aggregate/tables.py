@@ -52,7 +52,7 @@ KEYS = ("model", "dtype", "method", "pattern", "sparsity_target", "variant", "ca
 AXES = ("options", "allocation", "targets", "refit", "true_sequential")
 
 #: What `global` also says about a cell.
-ABOUT = ("trained", "lossless", "kernel", "mark", "published_dtype", "source_bytes")
+ABOUT = ("trained", "lossless", "kernel", "vocabulary_tokens", "mark", "published_dtype", "source_bytes")
 
 #: Columns that every reader may rely on in `global`; null where nothing was measured.
 GLOBAL_COLUMNS = (

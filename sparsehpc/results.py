@@ -119,6 +119,7 @@ class Results:
             "calibration_digest": None if calibration is None else self.calibrations[calibration].digest,
             "lossless": FORMATS.get(cell.variant).lossless or track.exact,
             "kernel": ", ".join(sorted(track.kernels)) or "torch.linear",
+            "vocabulary_tokens": self.snapshot.structure.vocab_size,
             "mark": self._mark(rows),
             "notes": json.dumps(_notes(track, combination), sort_keys=True),
             "load_s": self.clock["load"],

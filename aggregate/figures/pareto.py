@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from aggregate.figures.data import ModelData, records
-from aggregate.figures.perplexity import plain_ticks
+from aggregate.figures.perplexity import note_worse, plain_ticks, worse_than_guessing
 from aggregate.figures.style import BLACK, MIB, label, new_figure, percent
 
 if TYPE_CHECKING:
@@ -16,13 +16,17 @@ NAME = "pareto"
 TITLE = "Perplexity against size"
 CAPTION = (
     "Each point is a cell; the line joins those that no other cell beats in both size and perplexity. Hollow points "
-    "are not pruned: dense, and dense references in narrower types where the study has them. Lower left is better."
+    "are not pruned: dense, and dense references in narrower types where the study has them. Cells worse than "
+    "guessing, above the size of the vocabulary, are counted and left out. Lower left is better."
 )
 
 
 def draw(data: ModelData) -> Figure | None:
     """Scatter with the front as a step line."""
     rows = data.pareto[(data.pareto["cost_metric"] == "bytes_total") & (data.pareto["loss_metric"] == "perplexity")]
+    bad = worse_than_guessing(data)
+    if data.trained:
+        rows = rows[~rows["cell_id"].isin(bad)]
     if rows["reference"].all():
         return None
     figure, axes = new_figure(f"Perplexity against size · {data.subject.title}", data.trained)
@@ -60,6 +64,7 @@ def draw(data: ModelData) -> Figure | None:
             fontsize=7,
         )
     axes.set_yscale("log")
+    note_worse(axes, data)
     plain_ticks(axes)
     axes.set_xlabel("size (MiB)")
     axes.set_ylabel("perplexity")

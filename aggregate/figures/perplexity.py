@@ -10,6 +10,7 @@ from aggregate.figures.data import ModelData
 from aggregate.figures.style import add_legend, new_figure, number
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAME = "perplexity"
@@ -26,10 +27,9 @@ def draw(data: ModelData) -> Figure | None:
     if data.pruned.empty or data.pruned["perplexity"].isna().all():
         return None
     figure, axes = new_figure(f"Perplexity · {data.subject.title}", data.trained)
-    # What is worse than guessing says nothing more, and would squeeze all other lines; random weights are no better.
-    bad = data.pruned.loc[data.pruned["mark"].fillna("").str.contains("worse than guessing"), "cell_id"]
+    whole = data
     if data.trained:
-        data = dataclasses.replace(data, table=data.table[~data.table["cell_id"].isin(bad)])
+        data = dataclasses.replace(data, table=data.table[~data.table["cell_id"].isin(worse_than_guessing(data))])
     draw_curves(axes, data, "perplexity")
     draw_tipping(axes, data, "perplexity", 0.42)
     axes.set_yscale("log")
@@ -38,13 +38,23 @@ def draw(data: ModelData) -> Figure | None:
         axes.axhline(
             dense.iloc[0], color="#444444", linewidth=1, linestyle=":", label=f"dense: {number(dense.iloc[0])}"
         )
-    if len(bad):
-        text = f"worse than guessing{' and not drawn' if data.trained else ''}: {len(bad)}"
-        axes.annotate(text, (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=7)
+    note_worse(axes, whole)
     axes.set_ylabel("perplexity")
     plain_ticks(axes)
     add_legend(figure, axes)
     return figure
+
+
+def worse_than_guessing(data: ModelData) -> list[str]:
+    """Cells that say nothing more and would squeeze all others; random weights are no better than they are."""
+    return list(data.pruned.loc[data.pruned["mark"].fillna("").str.contains("worse than guessing"), "cell_id"])
+
+
+def note_worse(axes: Axes, data: ModelData) -> None:
+    """Say in a corner how many cells are worse than guessing."""
+    if bad := worse_than_guessing(data):
+        text = f"worse than guessing{' and not drawn' if data.trained else ''}: {len(bad)}"
+        axes.annotate(text, (0.01, 0.99), xycoords="axes fraction", va="top", fontsize=7)
 
 
 def plain_ticks(axes: object) -> None:

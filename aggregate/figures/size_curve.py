@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import MIB, add_legend, label, new_figure, percent
+from aggregate.figures.style import MIB, add_legend, label, new_figure, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def draw(data: ModelData) -> Figure | None:
 
 
 def _references(axes: Axes, table: pd.DataFrame) -> None:
-    """A line each, labelled at its right end; equal sizes share a line."""
+    """A line each, labelled at its left end; equal sizes share a line."""
     sizes: dict[float, tuple[list[str], str]] = {}
     for column, text, style in _REFERENCES:
         found = table[column].dropna() if column in table else pd.Series(dtype=float)
@@ -75,12 +75,11 @@ def _references(axes: Axes, table: pd.DataFrame) -> None:
         place = max(mib, place + apart)
         axes.axhline(mib, color="#888888", linestyle=style, linewidth=1, zorder=1)
         axes.annotate(
-            f"{' = '.join(texts)}: {mib:,.1f}",
-            (0.99, place),
+            f"{' = '.join(texts)}: {number(mib, 4)}",
+            (0.01, place),
             xycoords=("axes fraction", "data"),
             xytext=(0, 1),
             textcoords="offset points",
-            ha="right",
             fontsize=6.5,
             color="#444444",
         )

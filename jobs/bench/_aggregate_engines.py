@@ -49,27 +49,33 @@ def ours(folder: Path, source: str) -> Any:
     rows = [row for row in coverage.rows if row is not None]
     reduced = reduce_shards(run, done_positions(coverage), rows, scopes=("model", "layer"), packs=coverage.packs)
     parts = []
-    cells = coverage.plan["cell_id"]
+    cells = coverage.plan["cell_id"].combine_chunks()
     for scope in ("model", "layer"):
         wide = reduced.wide[scope]
+        unique = wide.filter(pc.equal(wide["convention"], "unique"))
         for metric in wide.column_names[5:]:
             # What has no convention stands under both here: the others have it once.
             blank = metric.startswith("behaviour")
-            rows_of = wide.filter(pc.equal(wide["convention"], "unique")) if blank else wide
-            count = rows_of.num_rows
+            rows_of = unique if blank else wide
+            convention = pa.repeat("", rows_of.num_rows) if blank else rows_of["convention"]
             parts.append(
                 pa.table(
                     {
-                        "cell_id": cells.take(rows_of["position"]),
-                        "scope": pa.repeat(scope, count),
-                        "subject": rows_of["subject"],
-                        "convention": pa.repeat("", count) if blank else rows_of["convention"],
-                        "metric": pa.repeat(metric, count),
+                        "cell_id": _coded(rows_of["position"], cells),
+                        "scope": pa.repeat(scope, rows_of.num_rows).dictionary_encode(),
+                        "subject": rows_of["subject"].dictionary_encode(),
+                        "convention": convention.dictionary_encode(),
+                        "metric": pa.repeat(metric, rows_of.num_rows).dictionary_encode(),
                         "value": rows_of[metric],
                     }
                 )
             )
     return pa.concat_tables(parts)
+
+
+def _coded(positions: pa.ChunkedArray, cells: pa.Array) -> pa.Array:
+    """Names of cells as codes, which weigh a sixteenth of the names."""
+    return pa.DictionaryArray.from_arrays(positions.combine_chunks().cast(pa.int32()), cells)
 
 
 def pandas(folder: Path, source: str) -> Any:

@@ -35,6 +35,15 @@ def _table(key: tuple[str, ...], rows: list[Row], days: list[str]) -> str:
     suite, model, *values = key
     said = [f"{name.replace('_', ' ')} {value}" for name, value in zip(_CONDITIONS, values, strict=True) if value]
     lines = [f"**{suite}{f', {model}' if model else ''}.** {'; '.join([*said, *days])}.", ""]
+    if all("baseline_peak_gib" in row for row in rows):
+        lines += ["| work | baseline | ours (s) | baseline (s) | ratio | ours, peak (GiB) | baseline, peak (GiB) |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for row in rows:
+            times = [_seconds(row, side) for side in ("ours", "baseline")]
+            peaks = [f"{row[f'{side}_peak_gib']:.2f}" for side in ("ours", "baseline")]
+            cells = [row["work"], row["baseline"], *times, f"{row['ratio']:.2f}", *peaks]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines) + "\n"
     if all("sparsity" not in row for row in rows):
         lines += ["| work | against | ratio |", "|---|---|---|"]
         lines += [f"| {row['work']} | {_against(row)} | {_ratio(row)} |" for row in rows]
@@ -55,6 +64,12 @@ def _table(key: tuple[str, ...], rows: list[Row], days: list[str]) -> str:
     if aims := goals_table(rows):
         lines += ["", *aims]
     return "\n".join(lines) + "\n"
+
+
+def _seconds(row: Row, side: str) -> str:
+    """Median, and where there are several the shortest and longest."""
+    text = f"{row[f'{side}_s']:.2f}"
+    return f"{text} [{row[f'{side}_s_low']:.2f}, {row[f'{side}_s_high']:.2f}]" if row["repeats"] > 1 else text
 
 
 def _against(*rows: Row) -> str:

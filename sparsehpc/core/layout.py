@@ -106,7 +106,7 @@ class RunFolder:
     def cell(self, cell_id: str) -> CellFolder:
         """Folder of one cell, fanned out by the first two digits."""
         check_cell_id(cell_id)
-        return CellFolder(self.cells / cell_id[:2] / cell_id)
+        return CellFolder(self.root.joinpath("cells", cell_id[:2], cell_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ CELL: Final = pa.schema(
         _field("calibration_digest", pa.string(), "sha256 of the calibration tokens", nullable=True),
         _field("lossless", pa.bool_(), "the format stores the pruned weights bit-exactly"),
         _field("kernel", pa.string(), "kernel that multiplied the stored weights"),
+        _field("vocabulary_tokens", pa.int64(), "size of the vocabulary: what guessing chooses from", nullable=True),
         _field("mark", pa.string(), "verdicts a reader must see, e.g. 'worse than guessing'"),
         _field("notes", pa.string(), "what the method recorded (damping steps, ...), as JSON"),
         _field("load_s", pa.float64(), "reading weights"),

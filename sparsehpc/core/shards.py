@@ -7,13 +7,15 @@ and of itself, so that a truncated or bit-flipped shard is recognised as damaged
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,9 +28,27 @@ from sparsehpc.core.schema import Measurement
 
 State = Literal["done", "failed", "damaged", "missing"]
 
-
 #: What columns mean stands in the documentation, not once more in every one of ten thousand files.
 _ROW_ON_DISK = pa.schema([field.remove_metadata() for field in schema.CELL], metadata=schema.CELL.metadata)
+
+#: Key in the file's metadata that holds the row once more as JSON: it is found and checked without parsing fifty
+#: columns of one value each, which costs readers of ten thousand cells more than anything else.
+_ROW_KEY = "sparsehpc.row"
+_ROW_HEAD = "version={} columns={} row={} bytes={} "
+_ROW_FOUND = re.compile(rb"sparsehpc\.row[^v]{1,9}version=(\d+) columns=([0-9a-f]{64}) row=([0-9a-f]{64}) bytes=(\d+) ")
+
+#: Length of the footer and the magic word: how a Parquet file ends.
+_FILE_END_BYTES = 8
+
+_CODED = [field.name for field in schema.MEASUREMENTS if not pa.types.is_floating(field.type)]
+
+#: How figures are stored: equal text once, numbers as they are and in a codec that is fast to read, because of every
+#: cell only the numbers are decoded (`aggregate.reading`).
+FIGURES_ON_DISK: Final[dict[str, Any]] = {
+    "compression": {name: "zstd" if name in _CODED else "lz4" for name in schema.MEASUREMENTS.names},
+    "use_dictionary": _CODED,
+    "write_statistics": False,
+}
 
 
 class ShardError(SparseHPCError):
@@ -82,7 +102,7 @@ def write_table(folder: CellFolder, row: Mapping[str, Any], table: pa.Table) -> 
     for path in (folder.measurements, folder.row):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)  # whatever made it, it stands where the shard belongs and no file can replace it
-    write_atomically(folder.measurements, lambda path: pq.write_table(table, path, compression="zstd"))
+    write_atomically(folder.measurements, lambda path: pq.write_table(table, path, **FIGURES_ON_DISK))
     values = dict(row)
     values["measurements_rows"] = table.num_rows
     values["measurements_sha256"] = sha256_file(folder.measurements)
@@ -90,12 +110,9 @@ def write_table(folder: CellFolder, row: Mapping[str, Any], table: pa.Table) -> 
     values["row_sha256"] = ""
     stored = pa.Table.from_pylist([values], schema=schema.CELL).to_pylist()[0]
     values["row_sha256"] = _row_digest(stored)
-    cell = pa.Table.from_pylist([values], schema=_ROW_ON_DISK)
-    # One row does not compress, and its statistics are the row again: both cost readers of many cells their time.
-    write_atomically(
-        folder.row,
-        lambda path: pq.write_table(cell, path, compression="none", use_dictionary=False, write_statistics=False),
-    )
+    stored["row_sha256"] = values["row_sha256"]
+    content = _row_file(stored)
+    write_atomically(folder.row, lambda path: path.write_bytes(content))
     with suppress(FileNotFoundError):
         folder.failure.unlink()
 
@@ -113,16 +130,34 @@ def _stay_inside(folder: CellFolder) -> None:
             raise UserError(f"{path} is a symbolic link; nothing is written through it", "remove the link")
 
 
+def _row_file(stored: Mapping[str, Any]) -> bytes:
+    """Content of ``cell.parquet``."""
+    sink = io.BytesIO()
+    # One row does not compress, and its statistics are the row again: both cost readers of many cells their time.
+    with pq.ParquetWriter(
+        sink, _ROW_ON_DISK, compression="none", use_dictionary=False, write_statistics=False
+    ) as writer:
+        writer.write_table(pa.Table.from_pylist([stored], schema=_ROW_ON_DISK))
+        if all(math.isfinite(value) for value in stored.values() if isinstance(value, float)):
+            text = _digested(stored)
+            columns = hashlib.sha256(sink.getvalue()).hexdigest()
+            head = _ROW_HEAD.format(schema.SCHEMA_VERSION, columns, stored["row_sha256"], len(text))
+            writer.add_key_value_metadata({_ROW_KEY: head + text.decode()})
+    return sink.getvalue()
+
+
 def read_row(folder: CellFolder, cell_id: str) -> dict[str, Any]:
     """Row of a done cell; `ShardError` where it cannot be trusted, FileNotFoundError where there is none."""
-    table = _read(folder.row, schema.CELL)
-    if table.num_rows != 1:
-        raise ShardError(f"{folder.row} has {table.num_rows} rows instead of 1")
-    row: dict[str, Any] = table.to_pylist()[0]
+    try:
+        # Read as one buffer: a memory-mapped shard on a network file system can raise SIGBUS.
+        content = folder.row.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ShardError(f"{folder.row} cannot be read: {error}") from error
+    row = _row_as_json(content) or _row_of_columns(folder.row, content)
     if row["cell_id"] != cell_id:
         raise ShardError(f"{folder.row} belongs to cell {row['cell_id']}")
-    if row["row_sha256"] != _row_digest(row):
-        raise ShardError(f"{folder.row} does not match its digest")
     return row
 
 
@@ -178,15 +213,28 @@ def _without_row(folder: CellFolder) -> ShardState:
         return ShardState("damaged", f"{folder.failure.name} cannot be read: {error}")
 
 
-def _read(path: Path, expected: pa.Schema) -> pa.Table:
-    try:
-        # Read as one buffer: a memory-mapped shard on a network file system can raise SIGBUS.
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read: {error}") from error
-    return _parse(path, content, expected)
+def _row_as_json(content: bytes) -> dict[str, Any] | None:
+    """The row from the file's metadata; None where it has none or anything is odd, which its columns then decide."""
+    footer = len(content) - _FILE_END_BYTES - int.from_bytes(content[-_FILE_END_BYTES:][:4], "little")
+    found = _ROW_FOUND.search(content, max(footer, 0))
+    if found is None or int(found[1]) != schema.SCHEMA_VERSION:
+        return None
+    text = content[found.end() : found.end() + int(found[4])]
+    digests = (hashlib.sha256(content[:footer]).hexdigest(), hashlib.sha256(text).hexdigest())
+    if digests != (found[2].decode(), found[3].decode()):
+        return None
+    values = json.loads(text) | {"row_sha256": found[3].decode()}
+    return {name: values.get(name) for name in schema.CELL.names}
+
+
+def _row_of_columns(path: Path, content: bytes) -> dict[str, Any]:
+    table = _parse(path, content, schema.CELL)
+    if table.num_rows != 1:
+        raise ShardError(f"{path} has {table.num_rows} rows instead of 1")
+    row: dict[str, Any] = table.to_pylist()[0]
+    if row["row_sha256"] != _row_digest(row):
+        raise ShardError(f"{path} does not match its digest")
+    return row
 
 
 def _parse(path: Path, content: bytes, expected: pa.Schema, dictionaries: bool = False) -> pa.Table:
@@ -207,6 +255,11 @@ def _parse(path: Path, content: bytes, expected: pa.Schema, dictionaries: bool =
 
 
 def _row_digest(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_digested(row)).hexdigest()
+
+
+def _digested(row: Mapping[str, Any]) -> bytes:
+    """What the digest of a row is of."""
     values = {}
     for name in schema.CELL.names:
         if name == "row_sha256":
@@ -216,4 +269,4 @@ def _row_digest(row: Mapping[str, Any]) -> str:
             # A column that is newer than the row must not change its digest.
             continue
         values[name] = repr(value) if isinstance(value, float) and not math.isfinite(value) else value
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return json.dumps(values, sort_keys=True).encode()

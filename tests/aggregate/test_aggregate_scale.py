@@ -7,6 +7,8 @@ import os
 import shutil
 import time
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from aggregate import reading
@@ -15,6 +17,7 @@ from aggregate.compact import compact_run, load_packs
 from aggregate.reduce import chunk, combine
 from aggregate.scan import done_positions, read_plan, scan
 from sparsehpc.core import shards
+from sparsehpc.core.errors import SparseHPCError
 from sparsehpc.core.layout import RunFolder
 
 GRID = {"sparsities": ("0.1", "0.3", "0.5"), "methods": ("magnitude", "random"), "windows": 6}
@@ -180,10 +183,21 @@ def test_two_worker_processes_and_one_killed_in_the_middle(plain, copy):
 
 @pytest.mark.slow
 def test_the_benchmark_compares_equal_results(tmp_path):
-    from jobs.bench import run_suite
+    """All engines agree on both sources, and a figure that differs is an error."""
+    from jobs.bench import aggregate, run_suite
 
-    rows = run_suite(
-        "aggregate", {"shards": "6", "rows": "5000", "baselines": "pandas", "folder": str(tmp_path / "bench")}
-    )
-    assert len(rows) == 2
+    folder = tmp_path / "bench"
+    rows = run_suite("aggregate", {"shards": "6", "rows": "5000", "folder": str(folder)})
+    assert [(row["baseline"].split()[0], row["work"].split()[-1]) for row in rows] == [
+        (engine, source) for source in ("shards", "compacted") for engine in ("pandas", "polars", "duckdb")
+    ]
     assert all(row["ratio"] > 0 and row["ours_peak_gib"] > 0 for row in rows)
+    table = pq.read_table(folder / "polars.parquet")
+    place = table.column_names.index("value")
+    for changed in (pc.add(table["value"], 1.0), pc.multiply(table["value"], 1 + 1e-11)):
+        pq.write_table(table.set_column(place, "value", changed), folder / "polars.parquet")
+        with pytest.raises(SparseHPCError, match="polars and ours differ in"):
+            aggregate._check_equal(folder, "polars")
+    pq.write_table(table.slice(1), folder / "polars.parquet")
+    with pytest.raises(SparseHPCError, match="figures"):
+        aggregate._check_equal(folder, "polars")

@@ -262,6 +262,46 @@ def test_cells_worse_than_guessing_leave_the_break_and_are_counted(make_run, syn
         assert made["all"][name] == made["without"][name], name
 
 
+def test_draws_above_guessing_are_capped(make_run, synthetic):
+    """The interval of a break is that of draws which stop at the logarithm of the vocabulary's size."""
+    grid = {"methods": ("magnitude",), "variants": ("masked",), "windows": 40}
+    steps = [f"0.{n}" for n in range(1, 7)]
+    run = RunFolder(make_run(sparsities=steps, **grid).root)
+    cells = [cell for cell in synthetic.cells_of("tiny", sparsities=steps, **grid) if not cell.is_dense]
+
+    def found(vocabulary_tokens):
+        for cell in cells:
+            folder = run.cell(cell.cell_id)
+            row = shards.read_row(folder, cell.cell_id)
+            table = shards.read_measurements(folder, row)
+            shards.write_table(folder, {**row, "vocabulary_tokens": vocabulary_tokens, "mark": ""}, table)
+        aggregate_run(run, figures=False)
+        whole = read_table(run, "tipping").to_pandas().set_index("metric").loc["perplexity"]
+        return whole[["break_sparsity", "break_lo", "break_hi", "break_share_two_pieces"]].to_list()
+
+    free = found(None)
+    assert found(10**12) == free
+    windows = read_table(run, "windows").to_pandas()
+    sums = [windows[windows["cell_id"] == cell.cell_id] for cell in cells]
+    totals = [own["nll_numerator"].sum() / own["nll_denominator"].sum() for own in sums]
+    # So small a vocabulary that half of the draws of the worst cell lie above it.
+    vocabulary_tokens = math.ceil(math.exp(max(totals)))
+    guess = math.log(vocabulary_tokens)
+    tokens = sums[0]["nll_denominator"].to_numpy(float)[None]
+    dense = statistics.drawn_ratios(sums[0]["nll_dense_numerator"].to_numpy(float)[None], tokens)[:, 0]
+    drawn = [
+        np.minimum(statistics.drawn_ratios(own["nll_numerator"].to_numpy(float)[None], tokens)[:, 0], guess) - dense
+        for own in sums
+    ]
+    assert (drawn[-1] + dense >= guess - 1e-9).mean() > 0.2
+    dense_total = sums[0]["nll_dense_numerator"].sum() / tokens.sum()
+    curve = np.array([0.0, *(total - dense_total for total in totals)])
+    expected = break_point(np.arange(7) / 10, curve, np.stack([np.zeros(len(dense)), *drawn], axis=1))
+    capped = found(vocabulary_tokens)
+    assert capped == pytest.approx([expected.place, expected.lo, expected.hi, expected.share_two], abs=1e-9)
+    assert capped != free
+
+
 def test_a_cell_without_bounds_is_said_where_the_others_have_them():
     rows = pd.DataFrame(
         {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,3 +64,37 @@ def test_what_cannot_be_read_is_named(change, folder):
     assert {"type": "threads is string", "missing": "threads is missing", "version": "version 99"}[
         change
     ] in found.reason
+
+
+def test_the_row_in_the_metadata_is_that_of_the_columns(folder, monkeypatch):
+    quick = shards.read_row(folder, CELL.cell_id)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_row_as_json", lambda content: None)
+        assert list(shards.read_row(folder, CELL.cell_id).items()) == list(quick.items())
+    monkeypatch.setattr(shards, "_row_of_columns", None)  # not needed for what this release wrote
+    assert shards.read_row(folder, CELL.cell_id) == quick
+
+
+def test_a_row_with_an_infinite_figure_or_of_an_older_release_is_read_from_its_columns(folder):
+    row = shards.read_row(folder, CELL.cell_id)
+    table = shards.read_measurements(folder, row)
+    shards.write_table(folder, row | {"prune_s": math.inf}, table)
+    assert shards.read_row(folder, CELL.cell_id)["prune_s"] == math.inf
+    shards.write_table(folder, row, table)
+    # An older release wrote the columns alone.
+    pq.write_table(pq.read_table(folder.row).replace_schema_metadata(schema.CELL.metadata), folder.row)
+    assert b"sparsehpc.row" not in folder.row.read_bytes()
+    assert shards.read_row(folder, CELL.cell_id) == row
+
+
+def test_no_changed_byte_of_a_row_changes_what_is_read(folder):
+    """Whether the metadata or the columns are hit, the row is the one that was written, or it is refused."""
+    row, content = shards.read_row(folder, CELL.cell_id), folder.row.read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 0x11
+        folder.row.write_bytes(changed)
+        try:
+            assert shards.read_row(folder, CELL.cell_id) == row
+        except shards.ShardError:
+            continue

@@ -92,10 +92,10 @@
   const layout = (title, x, y, cells, more = {}) => {
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-    const mark = untrained(cells) ? [{ text: "untrained: random weights", xref: "paper", yref: "paper", x: 1, y: 1.1, showarrow: false, font: { color: "#ffffff" }, bgcolor: "#a63d00", borderpad: 3 }] : [];
+    const mark = untrained(cells) ? [{ text: "untrained: random weights", xref: "paper", yref: "paper", x: 1, y: 1, yanchor: "bottom", yshift: 3, showarrow: false, font: { color: "#ffffff" }, bgcolor: "#a63d00", borderpad: 3 }] : [];
     const { annotations = [], xaxis = {}, yaxis = {}, ...rest } = more;
     return {
-      title: { text: title, x: 0, xref: "container", pad: { l: 6 }, font: { size: 15 } },
+      title: { text: title, x: 0, xref: "container", y: 1, yanchor: "top", pad: { l: 6, t: 12 }, font: { size: 15 } },
       font: { color: ink, family: "system-ui, sans-serif", size: 13 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 70, r: 20, t: 60, b: 55 }, hovermode: "closest",
@@ -280,9 +280,11 @@
       const value = Math.max(...cells.map((cell) => cell[name] || 0)) / MIB;
       if (!(value > 0) || state.model === "") continue;
       lines.push({ type: "line", x0: value, x1: value, y0: 0, y1: 1, yref: "paper", line: { width: 1.5, dash, color: "#888888" } });
-      annotations.push({ x: value, y: 1, yshift: 14 * annotations.length, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
+      // Each on a line of its own, above the mark of untrained models: two references may weigh the same.
+      annotations.push({ x: value, y: 1, yshift: (untrained(cells) ? 22 : 0) + 13 * annotations.length, yref: "paper", yanchor: "bottom", showarrow: false, font: { size: 10 }, text: `${text}: ${value.toFixed(1)}` });
     }
-    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(groups.length, alike.size, "bars")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 190 + cells.length * (14 + 16 * Math.max(...names.map((name) => name.split("<br>").length))), margin: { l: 70, r: 20, t: 60 + 14 * annotations.length, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
+    const above = 62 + 13 * annotations.length;
+    plot("view-size", traces, layout(`Size by component${s === undefined ? "" : ` at ${percent(s)}`}${some(groups.length, alike.size, "bars")}`, "MiB (2^20 bytes)", "", cells, { barmode: "stack", shapes: lines, annotations, height: 95 + above + cells.length * (14 + 16 * Math.max(...names.map((name) => name.split("<br>").length))), margin: { l: 70, r: 20, t: above, b: 60 }, yaxis: { autorange: "reversed", type: "category" } }),
       `Size of ${cells.length} cells: ${cells.map((cell, n) => `${names[n]} ${figure(cell.bytes_total / MIB)} MiB`).slice(0, 12).join("; ")}`);
     const even = [...new Map(cells.filter((cell) => cell.break_even_sparsity !== undefined).map((cell) => [cell.variant, cell])).values()];
     byId("break-even").textContent = even.length ? `Smaller than dense in the same dtype from: ${even.map((cell) => `${cell.variant} ${percent(cell.break_even_sparsity)}`).join(", ")} (sparsity of each weight matrix).` : "";
@@ -406,7 +408,7 @@
     }
   };
 
-  const KINDS = { margin: ["Agreement by the dense model's margin", "margin between the dense model's two best tokens (nats)"], position: ["Agreement by position", "position in the window (token)"] };
+  const KINDS = { margin: ["Agreement by the dense model's margin", "top-1 to top-2 margin, dense model (nats)"], position: ["Agreement by position", "position in the window (token)"] };
   const bins = () => {
     const own = data.bins.filter((one) => (state.model === "" || one.m === +state.model) && (!state.method || one.method === state.method) && (!state.pattern || one.pattern === state.pattern));
     const kinds = [...new Set(own.flatMap((one) => Object.keys(one.by)))];
