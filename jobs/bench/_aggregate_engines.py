@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sparsehpc.core.layout import RunFolder
+from sparsehpc.core.machine import peak_rss_bytes
 
 _KEYS = ["cell_id", "scope", "subject", "convention", "metric", "reduction"]
 _READ = [*_KEYS, "numerator", "denominator"]
@@ -156,7 +156,7 @@ def main(engine: str, source: str, folder: str) -> None:
     if table is not None:
         pq.write_table(table, Path(folder) / f"{engine}.parquet")
     wall_s = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_rss_bytes()  # not ru_maxrss, which a process takes over from the one that started it
     sys.stdout.write(json.dumps({"wall_s": wall_s, "scan_s": scan_s, "peak_bytes": peak, "version": version}) + "\n")
 
 

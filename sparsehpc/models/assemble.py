@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from sparsehpc.core.errors import SparseHPCError
+from sparsehpc.core.machine import return_freed_memory
 from sparsehpc.formats.base import FORMATS
 from sparsehpc.formats.rows import stack_rows, take_rows
 from sparsehpc.models.huge_pages import HugePages
@@ -150,6 +151,8 @@ def assemble(
     missing = {p.name for p in structure.parameters}
     for section in sections:
         missing -= assembled.fill(section, fuse)
+        del section  # its arrays have been copied
+        return_freed_memory()
     missing -= assembled.tie()
     if missing:
         raise SparseHPCError(f"parameters without a weight: {', '.join(sorted(missing)[:5])}")
