@@ -106,3 +106,18 @@ def test_pruned_codes_are_exact_and_smaller_than_the_file_they_come_from():
         assert row["baseline_bits_per_weight"] == 5
         # Row offsets and whole bytes of codes in every row come on top.
         assert row["bits_per_weight"] == pytest.approx(bits, abs=0.1)
+
+
+def test_the_aggregate_page_shows_its_file_and_it_reaches_its_goals():
+    from jobs.bench import read_results
+    from jobs.bench._markdown import as_markdown
+
+    result = read_results(RESULTS / "benchmarks" / "aggregate.json")
+    assert as_markdown([result]).strip() in (RESULTS / "benchmarks-aggregate.md").read_text()
+    for source in ("shards", "compacted"):
+        against = {row["baseline"].split()[0]: row for row in result["rows"] if row["work"].endswith(source)}
+        assert set(against) == {"pandas", "polars", "duckdb"}
+        assert all(row["work"].startswith("50,000,000 rows in 10,000 shards") for row in against.values())
+        assert against["pandas"]["ratio"] > 1
+        assert min(row["ratio"] for row in against.values()) >= 1 / 1.3
+        assert max(row["ours_peak_gib"] for row in against.values()) < GIB_ALLOWED
