@@ -39,6 +39,7 @@ def test_times_are_those_of_the_file_and_reach_their_goals():
         if "relative_error" in row:
             assert abs(row["relative_error"] / row["baseline_relative_error"] - 1) < 0.001
         assert row.get("mask_bits_different", 0) == 0
+        assert row.get("extra_bytes_per_weight", 0) < 1.2
 
 
 def test_phases_of_every_method_are_those_of_the_file():

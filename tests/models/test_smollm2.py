@@ -95,7 +95,7 @@ def packed(snapshot, tmp_path_factory):
 
 
 OPEN = """
-import json, sys, transformers, sparsehpc.pretrained
+import json, sys, transformers.models.llama.modeling_llama, sparsehpc.pretrained
 from sparsehpc.core.machine import peak_rss_bytes
 before = peak_rss_bytes()
 model = sparsehpc.pretrained.from_pretrained(sys.argv[1])
@@ -108,9 +108,9 @@ def test_opening_a_saved_model_takes_little_more_memory_than_its_files(packed):
     folder, manifest = packed
     done = subprocess.run([sys.executable, "-c", OPEN, str(folder)], capture_output=True, text=True, check=True)
     taken = json.loads(done.stdout.splitlines()[-1])
-    # Beyond the arrays: one section is read, checked and fused at a time (the embedding is the largest, a quarter of
-    # the model), and what transformers builds around them.
-    assert manifest["bytes"]["arrays"] < taken < 1.35 * manifest["bytes"]["arrays"]
+    # Beyond the arrays: one section while it is copied into huge pages, the embedding at most, and a tenth for modules.
+    largest = max(entry["bytes"] for entry in manifest["files"].values())
+    assert manifest["bytes"]["arrays"] < taken < 1.1 * manifest["bytes"]["arrays"] + largest
 
 
 @pytest.mark.slow
