@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
+from sparsehpc.core.machine import return_freed_memory
+
 if TYPE_CHECKING:
     from sparsehpc.models.spool import LayerStore
     from sparsehpc.models.stream import LayerWalk
@@ -55,6 +57,9 @@ def generate(
             with biases(layer):
                 hidden = walk.run(layer, hidden, call)
             walk.unload(layer)
+            if store.on_disk:
+                # Read again for every token: what the allocator keeps between layers would come to more than a layer.
+                return_freed_memory()
         ids = walk.head(hidden[:, -1:])[:, -1].argmax(dim=-1, keepdim=True)
         generated.append(ids.cpu())
     return torch.cat(generated, dim=1)

@@ -22,6 +22,8 @@ INTERPRETER_BYTES: Final = 430 * 2**20
 HESSIAN_COPIES: Final = 5
 #: What a refit works on: ten float64 tensors of conjugate gradients on all outputs at once.
 REFIT_BYTES_PER_WEIGHT: Final = 80
+#: Tokens of all prompts and their continuations, whose keys and values one track holds.
+CACHED_TOKENS: Final = 20 * (16 + 24)
 #: Positions whose logits are held in float64 at once, and copies of them; see `metrics.positions`.
 _BLOCK_POSITIONS, _BLOCK_COPIES = 8, 6
 
@@ -95,7 +97,8 @@ class WalkMemory:
     def peak_bytes(self) -> int:
         """Largest resident memory of the process."""
         kept, recalled = self.kept_bytes
-        return INTERPRETER_BYTES + self.hidden_bytes + max(self.layer_bytes + kept, self.outside_bytes + recalled)
+        stages = (self.layer_bytes + kept, self.outside_bytes + recalled, self.generation_bytes + recalled)
+        return INTERPRETER_BYTES + self.hidden_bytes + max(stages)
 
     @property
     def hidden_bytes(self) -> int:
@@ -111,6 +114,19 @@ class WalkMemory:
             return total, total
         # On disk; a track comes back to memory for its turn where it fits into half the budget.
         return 0, max((track for track in self.tracks if track <= self.budget_bytes // 2), default=0)
+
+    @property
+    def generation_bytes(self) -> int:
+        """Keys and values of all prompts, embedding and head, and one stored layer as it is read and as it is used."""
+        if not self.tracks:
+            return 0
+        size = DTYPE_BYTES[self.dtype]
+        projections = ("k_proj.weight", "v_proj.weight")
+        width = sum(p.shape[0] for p in self.structure.parameters if p.name.endswith(projections))
+        # Where one matrix holds them with the queries there are as many of them; a score costs two products of two.
+        width = width or self.structure.attention_flops_per_context_token // 2
+        outside = sum(p.numel for p in self.structure.outside_layers if p.tied_to is None) * size
+        return CACHED_TOKENS * width * size + outside + 2 * max(self.tracks) // max(self.structure.layers, 1)
 
     @property
     def layer_bytes(self) -> int:

@@ -33,6 +33,11 @@ class LayerStore:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether layers are read from files."""
+        return self._folder is not None
+
     def put(self, layer: int, variant: str, stored: Mapping[str, Stored]) -> None:
         """Keep one layer's storage, written in format ``variant``."""
         if self._folder is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 from jobs.bench.memory import run
-from sparsehpc.models.memory import REFIT_BYTES_PER_WEIGHT
+from sparsehpc.behaviour import GENERATED_TOKENS
+from sparsehpc.models.memory import CACHED_TOKENS, REFIT_BYTES_PER_WEIGHT
 from sparsehpc.pruning.base import METHODS
+from sparsehpc.text.build import generation_prompts
 
 #: The formula leaves out what allocators keep, and what a method frees late.
 TOLERANCE = 0.25
@@ -66,3 +69,9 @@ def test_pruning_takes_the_bytes_a_weight_that_the_plan_expects(name, refit):
     expected = REFIT_BYTES_PER_WEIGHT if refit else METHODS.get(name).workspace_bytes_per_weight
     # The result in float32, 4 bytes, is counted with the layer.
     assert float(answer.stdout) - 4 == pytest.approx(expected, rel=TOLERANCE)
+
+
+def test_the_formula_counts_the_tokens_that_are_generated():
+    prompts = inspect.signature(generation_prompts).parameters
+    tokens = prompts["prompt_tokens"].default + GENERATED_TOKENS
+    assert prompts["prompts"].default * tokens == CACHED_TOKENS
