@@ -209,4 +209,4 @@ def test_committed_figures_are_the_ones_that_are_drawn(tmp_path):
 
 
 def test_the_copy_stays_small():
-    assert sum(path.stat().st_size for path in (RESULTS / "data").rglob("*") if path.is_file()) < 600_000
+    assert sum(path.stat().st_size for path in (RESULTS / "data").rglob("*") if path.is_file()) < 1_000_000
