@@ -51,6 +51,7 @@ def walk_memory(cells: Sequence[Cell], structure: Structure, memory_gib: float) 
     return WalkMemory(
         structure=structure,
         dtype=cells[0].dtype,
+        pruned=frozenset(p.name for pruning in prunings for p in structure.prunable(pruning.targets)),
         statistics=tuple(sorted(needs)),
         hidden_tokens=streams * evaluation.windows * evaluation.window_tokens + calibration_tokens,
         window_tokens=evaluation.window_tokens,

@@ -95,14 +95,16 @@ def run(options: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def predicted_bytes(structure: Structure, method: str, targets: str) -> int:
     """What the memory formula says of one row."""
+    pruned = structure.prunable(tuple(targets.split("+")))
     memory = WalkMemory(
         structure=structure,
         dtype="bfloat16",
+        pruned=frozenset(p.name for p in pruned),
         statistics=METHODS_BY_NAME.get(method).statistics,
         hidden_tokens=4 * WINDOWS * WINDOW_TOKENS,
         window_tokens=WINDOW_TOKENS,
         workspace_bytes_per_weight=METHODS_BY_NAME.get(method).workspace_bytes_per_weight,
-        outside_weights=sum(p.numel for p in structure.prunable(tuple(targets.split("+"))) if p.layer is None),
+        outside_weights=sum(p.numel for p in pruned if p.layer is None),
         budget_bytes=BUDGET_BYTES,
     )
     return memory.peak_bytes

@@ -67,6 +67,8 @@ class WalkMemory:
     ----------
     structure, dtype
         The model, and the type of weights and activations.
+    pruned
+        Names of the weights that are pruned; scores and statistics are held for these alone.
     statistics
         Statistics that the methods of the walk need (``input_norm``, ``hessian``).
     hidden_tokens
@@ -85,6 +87,7 @@ class WalkMemory:
 
     structure: Structure
     dtype: str
+    pruned: frozenset[str] = frozenset()
     statistics: tuple[str, ...] = ()
     hidden_tokens: int = 0
     window_tokens: int = 512
@@ -130,7 +133,7 @@ class WalkMemory:
 
     @property
     def layer_bytes(self) -> int:
-        """One decoder layer, its twin, its stored copy, and the workspace of the largest matrix."""
+        """One decoder layer, its twin, its stored copy, and the workspace of the largest pruned matrix."""
         size = DTYPE_BYTES[self.dtype]
         layers: dict[int, int] = {}
         largest = widest = 0
@@ -138,7 +141,7 @@ class WalkMemory:
             if p.layer is None:
                 continue
             layers[p.layer] = layers.get(p.layer, 0) + p.numel
-            if p.kind == "linear":
+            if p.name in self.pruned:
                 largest, widest = max(largest, p.numel), max(widest, p.shape[1])
         layer = max(layers.values(), default=0)
         stored = max(self.tracks, default=0) // max(len(layers), 1) or layer * size

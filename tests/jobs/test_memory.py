@@ -26,6 +26,7 @@ TOLERANCE = 0.25
         ("sparsegpt", {}),
         ("magnitude", {"targets": "attention+mlp+embedding"}),
         ("wanda", {"targets": "attention+mlp+lm_head"}),
+        ("sparsegpt", {"targets": "lm_head"}),
     ],
 )
 def test_predicted_peak_is_near_the_measured_one(method, changes):
