@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from aggregate.figures.data import ModelData, Record, missing, records
-from aggregate.figures.style import BLACK, COMPONENTS, MIB, label, mix, new_figure, percent
+from aggregate.figures.style import BLACK, COMPONENTS, MIB, SIZE_REFERENCES, label, mix, new_figure, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,13 +16,8 @@ NAME = "size"
 TITLE = "Size by variant"
 CAPTION = (
     "Bytes of every array a variant stores (values, indices, offsets, masks, biases), in MiB (2^20 bytes). Lines: the "
-    "dense model in float32, in the dtype it was published in, and the file it was published as. Convention: unique."
-)
-
-_REFERENCES = (
-    ("bytes_dense_float32", "dense float32", "-"),
-    ("bytes_dense_published", "dense in the published dtype", "--"),
-    ("bytes_source_file", "source file", ":"),
+    "dense model in float32, in the dtype it was published in, the file it was published as, and the dense model with "
+    "its prunable matrices in formats of fewer bits (lossy). Convention: unique."
 )
 
 
@@ -68,7 +63,7 @@ def draw(data: ModelData) -> Figure | None:
         )
         for index, part in enumerate(parts)
     ]
-    for column, text, style in _REFERENCES:
+    for column, text, style in SIZE_REFERENCES:
         value = rows[column].dropna().max() if column in rows else float("nan")
         if pd.notna(value) and value > 0:
             handles.append(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from aggregate.figures.data import ModelData
-from aggregate.figures.style import MIB, add_legend, label, new_figure, number, percent
+from aggregate.figures.style import MIB, SIZE_REFERENCES, add_legend, label, new_figure, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +21,6 @@ CAPTION = (
     "matrices in formats of fewer bits (lossy). Where a format's line crosses dense in its own dtype it breaks even."
 )
 
-_REFERENCES = (
-    ("bytes_dense_float32", "dense float32", "-"),
-    ("bytes_dense_published", "dense, published dtype", "--"),
-    ("bytes_source_file", "source file", ":"),
-    ("bytes_dense_bf16", "dense-bf16, lossy", "-."),
-    ("bytes_dense_int8", "dense-int8, lossy", "-."),
-    ("bytes_dense_q4", "dense-q4, lossy", "-."),
-)
 #: Labels of references lie apart by this share of the largest size at least.
 _APART = 0.035
 
@@ -65,7 +57,7 @@ def draw(data: ModelData) -> Figure | None:
 def _references(axes: Axes, table: pd.DataFrame) -> None:
     """A line each, labelled at its left end; equal sizes share a line."""
     sizes: dict[float, tuple[list[str], str]] = {}
-    for column, text, style in _REFERENCES:
+    for column, text, style in SIZE_REFERENCES:
         found = table[column].dropna() if column in table else pd.Series(dtype=float)
         if len(found) and found.max() > 0:
             sizes.setdefault(float(found.max()) / MIB, ([], style))[0].append(text)

@@ -79,6 +79,17 @@ _LONGEST_LABEL = 60
 _MOST_INSIDE, _ENTRY_INCHES = 16, 0.16
 
 
+#: Dense sizes that stand beside every size: column, words, dashes.
+SIZE_REFERENCES = (
+    ("bytes_dense_float32", "dense float32", "-"),
+    ("bytes_dense_published", "dense, published dtype", "--"),
+    ("bytes_source_file", "source file", ":"),
+    ("bytes_dense_bf16", "dense-bf16, lossy", "-."),
+    ("bytes_dense_int8", "dense-int8, lossy", "-."),
+    ("bytes_dense_q4", "dense-q4, lossy", "-."),
+)
+
+
 class Look(NamedTuple):
     """Colour and marker of a series."""
 

@@ -126,6 +126,22 @@ def test_size_figure_stacks_to_the_total_and_shows_three_references(two_models):
     )
 
 
+def test_size_curve_holds_the_bytes_of_the_table_beside_each_reference_once(two_models):
+    data = next(data for data in load(two_models) if data.subject.model == "tiny")
+    axes = next(module for module in FIGURES if module.NAME == "size-curve").draw(data).axes[0]
+    curves = [line for line in axes.lines if line.get_marker() not in ("", "None")]
+    drawn = {line.get_label().split(",")[0]: [y * 2**20 for y in line.get_ydata()] for line in curves}
+    rows = data.pruned.sort_values("sparsity_target")
+    assert drawn == {
+        variant: pytest.approx(list(rows.loc[rows["variant"] == variant, "bytes_total"])) for variant in drawn
+    }
+    assert set(drawn) == set(rows["variant"])
+    row = data.table.iloc[0]
+    sizes = {row["bytes_dense_float32"], row["bytes_dense_published"], row["bytes_source_file"]}
+    references = sorted(line.get_ydata()[0] * 2**20 for line in axes.lines if line not in curves)
+    assert references == pytest.approx(sorted(sizes))
+
+
 def test_page_is_offline_complete_and_says_what_the_tables_say(two_models):
     run = two_models
     page = write_report(run)

@@ -253,15 +253,18 @@ def test_a_pruned_embedding_changes_what_enters_the_first_layer(tiny_snapshot, t
     assert total(result, "nll")[0] == pytest.approx(nll, rel=1e-6)
 
 
-def test_dense_references_are_cells_without_a_method(tiny_snapshot, tmp_path):
-    snapshot = tiny_snapshot(LLAMA)
-    reference = Cell(model="m", evaluation=EVALUATION, variant="dense-int8")
-    results = run([DENSE, reference], snapshot, tmp_path)
+@pytest.mark.parametrize("variant", ["dense-bf16", "dense-int8", "dense-q4"])
+def test_dense_references_are_cells_without_a_method(tiny_snapshot, tmp_path, variant):
+    reference = Cell(model="m", evaluation=EVALUATION, variant=variant)
+    results = run([DENSE, reference], tiny_snapshot(LLAMA), tmp_path)
     result = results[reference.cell_id]
     assert not result.row["lossless"]
-    dense_bytes = total(results[DENSE.cell_id], "bytes_total", "model", "unique")[0]
-    assert total(result, "bytes_total", "model", "unique")[0] < dense_bytes
+    held = total(result, "bytes_total", "model", "unique")[0]
+    assert held < total(results[DENSE.cell_id], "bytes_total", "model", "unique")[0]
     assert total(result, "kl")[0] > 0
+    # Every other cell says what it would hold, without storing it.
+    name = f"bytes_{variant.replace('-', '_')}"
+    assert [total(r, name, "model")[0] for r in results.values()] == [held, held]
 
 
 def test_nan_fails_only_the_cell_it_is_in(tiny_snapshot, tmp_path, monkeypatch):
