@@ -109,6 +109,27 @@ def test_every_width(isa: str) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_input_that_is_no_number_reaches_only_rows_that_read_it(isa: str, dtype: torch.dtype, value: float) -> None:
+    """One token of csr16: vectors that a row does not fill look some input up all the same."""
+    from sparsehpc.formats.kernels import ops
+
+    weight = torch.ones(40, 64, dtype=dtype)
+    for row in range(40):
+        weight[row, row + 1 :] = 0
+        weight[row, 0] = 0
+    weight[39, 0] = 1
+    x = torch.ones(1, 64, dtype=dtype)
+    x[0, 0] = value
+    operator, arrays = FORMATS.get("csr16").encode(weight)._operator  # type: ignore[attr-defined]
+    y = ops.multiply(x, ops.ARRAYS[operator](x, *arrays), isa, ops.SMALL)[0].float()
+    assert y[:39].tolist() == list(range(39))
+    assert not y[39].isfinite()
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", AVAILABLE)
 @pytest.mark.parametrize("columns", [65535, 65536])
 def test_widest_rows(isa: str, columns: int) -> None:
     from sparsehpc.formats.kernels import ops

@@ -25,12 +25,12 @@ class _Work(NamedTuple):
 
 
 #: From the kernels' own benchmark on AMD Zen 4, one thread with 21 GB/s of memory bandwidth: a mask word of 64 columns
-#: takes 4.9 ns in float32 and 3.1 ns in bfloat16, a 16-bit index 0.59 ns. With other bandwidths bytes weigh otherwise,
-#: but where bitmap and csr16 cross is decided by work alone.
+#: takes 4.9 ns in float32 and 3.1 ns in bfloat16, a 16-bit index 0.39 and 0.5 ns. With other bandwidths bytes weigh
+#: otherwise, but where bitmap and csr16 cross is decided by work alone.
 _WORK = {
     "bitmap": {4: _Work(1.6, 0.0), 2: _Work(1.0, 0.0)},
     "nm": {4: _Work(1.6, 0.0), 2: _Work(1.0, 0.0)},
-    "csr16": {4: _Work(0.0, 12.4), 2: _Work(0.0, 12.4)},
+    "csr16": {4: _Work(0.0, 8.2), 2: _Work(0.0, 10.5)},
 }
 
 
@@ -108,7 +108,7 @@ class Auto(_Choice):
     """The fastest for one token at a time.
 
     Rule: time is the bytes read or the work done, whichever is longer. Dense wins below about 5 % sparsity, then
-    bitmap (or keep N of M, which needs no offsets), and csr16 from about 87 % on in float32.
+    bitmap (or keep N of M, which needs no offsets), and csr16 from about 81 % on in float32.
     """
 
     name = "auto"

@@ -1,29 +1,28 @@
-/* One row of 16-bit indices times x. Scalar loads on purpose: gather instructions are no faster on AMD, and microcode
- * against data sampling has made them slow on many Intel processors. Needs F16C. */
+/* Values of x at 16-bit indices. Loaded one by one on purpose: gather instructions are no faster on AMD, and microcode
+ * against data sampling has made them slow on many Intel processors. Needs AVX. */
 #include <immintrin.h>
 #include <string.h>
 
-OP float value_at(const char *values, int type, int64_t i) {
-    if (type == SH_F32) return ((const float *)(const void *)values)[i];
-    uint16_t half = ((const uint16_t *)(const void *)values)[i];
-    return type == SH_BF16 ? sh_from_bf16(half) : _cvtsh_ss(half);
+/* Four indices come as one word: a load for each of them would be what limits it. */
+OP __m128 look4(uint64_t indices, const float *x) {
+    __m128 low = _mm_insert_ps(_mm_load_ss(x + (uint16_t)indices), _mm_load_ss(x + (uint16_t)(indices >> 16)), 0x10);
+    __m128 high = _mm_insert_ps(_mm_load_ss(x + (uint16_t)(indices >> 32)), _mm_load_ss(x + (indices >> 48)), 0x10);
+    return _mm_movelh_ps(low, high);
 }
-OP float gather_typed(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    float s[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-        uint64_t four[2]; /* four indices a load: three loads for every weight would be what limits it */
-        memcpy(four, indices + i, 16);
-        __builtin_prefetch(values + i * (type == SH_F32 ? 4 : 2) + 2048, 0, 3);
-        __builtin_prefetch((const char *)(indices + i) + 1024, 0, 3);
-        for (int j = 0; j < 8; j++)
-            s[j] += value_at(values, type, i + j) * x[four[j / 4] >> (16 * (j % 4)) & 0xffff];
+OP __m256 look8(const uint16_t *indices, const float *x) {
+    uint64_t four[2];
+    memcpy(four, indices, sizeof four);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(look4(four[0], x)), look4(four[1], x), 1);
+}
+/* What is read next, while this is multiplied: hardware does not follow two streams as far as that. */
+OP void prefetch_row(const char *values, const uint16_t *indices) {
+    __builtin_prefetch(values + 2048, 0, 3);
+    __builtin_prefetch((const char *)indices + 1024, 0, 3);
+}
+/* One row: the sum of values[i] * x[indices[i]]. The version says how a vector of it and what is left over is summed. */
+#define GATHER_ROW                                                                                                     \
+    OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {        \
+        if (type == SH_F32) return gather_typed(values, SH_F32, indices, count, x);                                    \
+        if (type == SH_BF16) return gather_typed(values, SH_BF16, indices, count, x);                                  \
+        return gather_typed(values, SH_F16, indices, count, x);                                                        \
     }
-    for (; i < count; i++) s[0] += value_at(values, type, i) * x[indices[i]];
-    return ((s[0] + s[4]) + (s[1] + s[5])) + ((s[2] + s[6]) + (s[3] + s[7]));
-}
-OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    if (type == SH_F32) return gather_typed(values, SH_F32, indices, count, x);
-    if (type == SH_BF16) return gather_typed(values, SH_BF16, indices, count, x);
-    return gather_typed(values, SH_F16, indices, count, x);
-}
