@@ -79,9 +79,9 @@ int64_t sh_split(const sh_matrix *m, int part, int parts) {
 }
 
 int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tokens) {
-    if (m->layout == SH_DENSE) return tokens <= SH_SMALL_TOKENS ? SH_SMALL : SH_TILE;
-    if (m->layout == SH_INDEX16) return tokens <= 2 ? SH_SMALL : SH_LANES;
     if (tokens <= SH_SMALL_TOKENS) return SH_SMALL;
+    if (m->layout == SH_DENSE) return SH_TILE;
+    if (m->layout == SH_INDEX16) return SH_LANES;
     /* One multiply-add per stored weight and vector of tokens costs about 1.5 of a dense one, or 3 of a pair. */
     double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
     int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
