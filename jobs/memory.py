@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from jobs.pack import CELLS_A_JOB, packs
 from jobs.plan import Plan
 from sparsehpc.core.spec import DTYPE_BYTES, Cell
 from sparsehpc.models.memory import REFIT_BYTES_PER_WEIGHT, WalkMemory, kept_tracks
@@ -74,7 +75,7 @@ def _outside_weights(cells: Sequence[Cell], structure: Structure) -> int:
 
 
 def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
-    """Peak of a job that walks one model for all its cells, or times them, by class, model and dtype, in GiB."""
+    """Peak of the largest job that walks a model, or times its cells, by class, model and dtype, in GiB."""
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in plan.cells:
         if cell.latency is None:
@@ -87,7 +88,8 @@ def predicted_gib(plan: Plan) -> dict[tuple[str, str, str], float]:
             with contextlib.chdir(plan.study.path.parent):
                 structures[model] = structure_of(*model)
         asked = plan.study.resources[key[0]].memory_gib
-        found[key] = walk_memory(cells, structures[model], asked).peak_bytes / GIB
+        jobs = packs(cells, CELLS_A_JOB)
+        found[key] = max(walk_memory(job, structures[model], asked).peak_bytes for job in jobs) / GIB
         if plan.study.latency is not None and cells[0].device == "cpu":
             whole = _WHOLE_MODELS * structures[model].params_total * DTYPE_BYTES[key[2]] + _PROCESS_BYTES
             found[key] = max(found[key], whole / GIB)

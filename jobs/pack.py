@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from sparsehpc.core.spec import Cell
 
+#: Cells that share one pass over a model where nobody says how many: beyond that an interruption costs more than
+#: sharing saves.
+CELLS_A_JOB = 20
+
 
 def by_walk(cells: Iterable[Cell]) -> list[tuple[Cell, ...]]:
     """All cells that can share one pass over a model, one job each; order is kept."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.folder import default_folder
+from jobs.pack import CELLS_A_JOB
 from jobs.plan import Plan
 from jobs.price import Prices, load_prices
 from jobs.spec import Study
@@ -27,8 +28,6 @@ _NO_ANSWER, _LATER = (
     "try again when the scheduler answers",
 )
 
-#: Cells that share one pass over a model at most: beyond that an interruption costs more than sharing saves.
-CELLS_A_JOB = 20
 #: The estimate may be wrong by so much before the wall time ends a job.
 HEADROOM = 2.0
 

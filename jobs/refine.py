@@ -18,10 +18,10 @@ from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 from jobs.extend import complete_plan, extend_plan, extra_cells
 from jobs.inputs import load_inputs
 from jobs.local import run_in_process, run_in_processes
-from jobs.pack import packs
+from jobs.pack import CELLS_A_JOB, packs
 from jobs.plan_file import read_plan
 from jobs.progress import Reporter
-from jobs.run import CELLS_A_JOB, Executor, summarise
+from jobs.run import Executor, summarise
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.layout import RunFolder
 from sparsehpc.core.shards import shard_state

@@ -13,7 +13,7 @@ from jobs.extend import with_extensions
 from jobs.folder import default_folder, open_run
 from jobs.inputs import fix_inputs
 from jobs.local import run_in_process, run_in_processes
-from jobs.pack import packs
+from jobs.pack import CELLS_A_JOB, packs
 from jobs.plan import Plan, make_plan
 from jobs.progress import Reporter
 from jobs.spec import Study
@@ -27,10 +27,6 @@ from sparsehpc.models.sources import offline_preparable, prepare
 from sparsehpc.models.target import resolve
 
 Executor = Literal["local", "debug"]
-
-#: Cells that one local process computes in one pass over the model: enough to share the pass, few enough that an
-#: interruption does not cost much and that memory holds.
-CELLS_A_JOB = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -205,20 +205,12 @@ class Reader:
     ) -> None:
         """Rules that look at more than one table."""
         for place, grid in grids.items():
-            learning = [
-                name
-                for name in grid.methods
-                if any(
-                    METHODS.get(name).needs_calibration(allocation, refit)
-                    for allocation in grid.allocation
-                    for refit in grid.refit
-                )
-            ]
-            if learning and calibration is None and "calibration" not in data:
-                self.problems.append(
-                    f"{place}.methods: {', '.join(learning)} learns from text; add a [calibration] table "
-                    f"(it needs {_required(CalibrationTable)})"
-                )
+            for what, learning in _learning(grid).items():
+                if calibration is None and "calibration" not in data:
+                    self.problems.append(
+                        f"{place}.methods: {', '.join(learning)} {what}; add a [calibration] table "
+                        f"(it needs {_required(CalibrationTable)})"
+                    )
 
     def _threads(
         self, models: Mapping[str, ModelTable], latency: LatencyTable | None, classes: Mapping[str, Resources]
@@ -286,3 +278,20 @@ def _place(place: str, loc: Iterable[str | int]) -> str:
     for part in loc:
         place += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
     return place
+
+
+def _learning(grid: GridTable) -> dict[str, list[str]]:
+    """Methods that text must be read for, by what reads it."""
+    found: dict[str, list[str]] = {}
+    for name in grid.methods:
+        needs = METHODS.get(name).needs_calibration
+        if needs():
+            what = "learns from text"
+        elif any(needs(refit=refit) for refit in grid.refit):
+            what = "with refit = true learns from text"
+        elif others := [allocation for allocation in grid.allocation if needs(allocation)]:
+            what = f"with allocation {', '.join(others)} learns from text"
+        else:
+            continue
+        found.setdefault(what, []).append(name)
+    return found

@@ -171,8 +171,11 @@ def _of_figures(rule: Rule, evidence: Sequence[Evidence]) -> str:
 
 
 def _of_checks(verdicts: Sequence[str]) -> str:
-    """All checks must agree; anything else depends."""
-    return verdicts[0] if len(set(verdicts)) == 1 else DEPENDS
+    """All checks must agree; what is measured may disagree already, what is not measured agrees with nothing."""
+    measured = set(verdicts) - {NOT_MEASURED}
+    if len(measured) > 1:
+        return DEPENDS
+    return NOT_MEASURED if NOT_MEASURED in verdicts or not measured else measured.pop()
 
 
 def _evidence(check: Check, table: pd.DataFrame, sums: WindowSums) -> Iterator[Evidence]:

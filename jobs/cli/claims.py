@@ -10,6 +10,9 @@ import typer
 from jobs.cli import app
 from jobs.cli._output import Json, echo, echo_json
 
+#: The ledger of the source tree, wherever the command is called.
+_CLAIMS = Path(__file__).parents[2] / "docs" / "results" / "claims.toml"
+
 
 @app.command()
 def claims(
@@ -17,7 +20,9 @@ def claims(
         list[Path],
         typer.Argument(metavar="RUN...", help="Run folders, or folders that hold their tables.", show_default=False),
     ],
-    claims: Annotated[Path, typer.Option("--claims", help="Claims file.")] = Path("docs/results/claims.toml"),
+    claims: Annotated[
+        Path | None, typer.Option("--claims", help="Claims file.", show_default="those of the old study")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Write Markdown, with all evidence.")] = False,
     json: Json = False,
 ) -> None:
@@ -34,6 +39,13 @@ def claims(
         raise UserErrors("claims cannot be written", ["give --json or --markdown, not both"])
     if absent := [str(run) for run in runs if not run.is_dir()]:
         raise UserErrors("claims cannot be judged", [f"there is no folder {name}" for name in absent])
+    claims = claims or _CLAIMS
+    if claims == _CLAIMS and not claims.is_file():
+        raise UserErrors(
+            "claims cannot be judged",
+            ["this installation has no claims of its own"],
+            "sparsehpc claims --claims FILE RUN",
+        )
     rulings = judge_runs([RunFolder(run) for run in runs], claims)
     if json:
         echo_json([ruling.as_json() for ruling in rulings])

@@ -10,6 +10,7 @@ import typer
 
 from jobs.cli import app
 from jobs.cli._output import Json, StudyName, echo, echo_json
+from jobs.pack import CELLS_A_JOB
 
 
 class Executor(StrEnum):
@@ -27,7 +28,7 @@ def run(
     ] = Executor.LOCAL,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/NAME")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 1,
-    pack: Annotated[int, typer.Option(min=1, help="Cells that share one pass over a model.")] = 16,
+    pack: Annotated[int, typer.Option(min=1, help="Cells that share one pass over a model.")] = CELLS_A_JOB,
     summary: Annotated[
         bool, typer.Option("--report/--no-report", help="Tables, figures and report at the end.")
     ] = True,

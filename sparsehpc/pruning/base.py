@@ -96,6 +96,8 @@ class Method(ABC):
     scope: ClassVar[Literal["row", "matrix", "model"]] = "matrix"
     patterns: ClassVar[tuple[str, ...]] = (UNSTRUCTURED,)
     allocations: ClassVar[tuple[str, ...]] = ("default",)
+    #: Whether units are ranked over the whole model, so that a layer may lose none or many.
+    whole_model: ClassVar[bool] = False
     learned_allocations: ClassVar[tuple[str, ...]] = ()
     refits: ClassVar[bool] = False
     workspace_bytes_per_weight: ClassVar[int] = 16
@@ -174,7 +176,7 @@ class Method(ABC):
                     who = f"{cls.name} with refit" if not cls.statistics else cls.name
                     return f"{who} needs the inputs of what it prunes, and {parameter.name} is looked up by token"
         if pattern.kind == "structured":
-            return structured.unsupported(pruning, parameters)
+            return structured.unsupported(pruning, parameters, whole_model=cls.whole_model)
         for parameter in parameters:
             rows, columns = parameter.shape
             if (reason := pattern.unsupported(rows, columns)) is not None:

@@ -107,7 +107,7 @@ def _heads(layer: int, linears: Sequence[Parameter]) -> Units:
     return Units(layer, count, (*parts, Part(reader, 1, np.repeat(np.arange(count), reader.shape[1] // count))))
 
 
-def unsupported(pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
+def unsupported(pruning: Pruning, parameters: Sequence[Parameter], *, whole_model: bool = False) -> str | None:
     """Why a structured combination cannot be, or None where it can. Asked at plan time."""
     groups = GROUPS[pruning.pattern]
     missing = [group for group in groups if group not in pruning.targets]
@@ -124,19 +124,23 @@ def unsupported(pruning: Pruning, parameters: Sequence[Parameter]) -> str | None
                 "an empty layer is not the same as none"
             )
         count = len({p.layer for p in parameters if p.layer is not None})
-        return _leaves_none(pruning, count, "the model")
+        return no_choice(pruning, count, "the model")
     for units in units_by_layer(parameters, pruning.pattern):
         if pruning.pattern == "heads" and not units.reader.parameter.head_size:
             return f"{units.reader.parameter.name}: this family does not say how large a head is"
-        if (reason := _leaves_none(pruning, units.count, f"layer {units.layer}")) is not None:
+        if not whole_model and (reason := no_choice(pruning, units.count, f"layer {units.layer}")) is not None:
             return reason
     return None
 
 
-def _leaves_none(pruning: Pruning, count: int, owner: str) -> str | None:
-    if removed_count(pruning.fraction, count) < count:
-        return None
-    return f"sparsity {pruning.sparsity} leaves none of the {count} {pruning.pattern} of {owner}"
+def no_choice(pruning: Pruning, count: int, owner: str) -> str | None:
+    """Why all or none of the units would go, so that what was asked for would not be measured, or None."""
+    gone = removed_count(pruning.fraction, count)
+    if gone == 0 and pruning.fraction > 0:
+        return f"sparsity {pruning.sparsity} takes none of the {count} {pruning.pattern} of {owner}"
+    if gone == count:
+        return f"sparsity {pruning.sparsity} leaves none of the {count} {pruning.pattern} of {owner}"
+    return None
 
 
 def prune_units(

@@ -34,13 +34,14 @@ def test_page_is_what_the_code_says():
     assert set(TABLE_MEANINGS) == set(TABLES)
 
 
-def test_every_column_of_the_main_tables_is_described(place, synthetic):
+def test_every_column_of_every_table_is_described(place, synthetic):
     from sparsehpc.core.layout import RunFolder
 
     run = RunFolder(place / "runs" / "quickstart")
     known = {name for names in COLUMN_MEANINGS for name in names.split(", ")} | set(schema.CELL.names)
     suffixes = ("_lo", "_hi", "_dense", "_numerator", "_denominator")
-    for table in ("global", "groups", "layers", "tensors", "windows", "coverage"):
+    # No cell of this run is timed.
+    for table in set(TABLES) - {"latency"}:
         for column in read_table(run, table).column_names:
             name = column
             while name not in known and name.endswith(suffixes):

@@ -117,7 +117,8 @@ def test_all_checks_must_agree(tmp_path):
     assert ruling.verdict == DEPENDS
     measured = check("bytes_ratio", "below = 1.0") + check("bytes_ratio", "below = 1.0", 'variant = "csr"')
     (ruling,) = rulings(tmp_path, measured, [row("a", bytes_ratio=0.5)])
-    assert ruling.verdict == DEPENDS
+    assert [found.verdict for found in ruling.findings] == [TRUE, NOT_MEASURED]
+    assert ruling.verdict == NOT_MEASURED
 
 
 def test_the_interval_decides_and_too_few_windows_do_not(tmp_path):

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import propose as proposing
-from jobs import run
-from jobs.pack import by_walk, packs
+from jobs.pack import CELLS_A_JOB, by_walk, packs
 from jobs.plan import make_plan
 from jobs.price import Prices
 from jobs.propose import Array, Proposal, class_totals, make_arrays, price_warnings, propose
@@ -147,6 +146,6 @@ def test_core_hours_and_gpu_hours() -> None:
 
 def test_numbers_in_the_documentation() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    assert f"Up to {run.CELLS_A_JOB} cells of one model share a process" in (docs / "tutorial.md").read_text("utf-8")
-    assert f"half of the wall time, at most {proposing.CELLS_A_JOB};" in (docs / "cluster.md").read_text("utf-8")
+    assert f"Up to {CELLS_A_JOB} cells of one model share a process" in (docs / "tutorial.md").read_text("utf-8")
+    assert f"half of the wall time, at most {CELLS_A_JOB};" in (docs / "cluster.md").read_text("utf-8")
     assert proposing.HEADROOM == 2

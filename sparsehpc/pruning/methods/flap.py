@@ -46,6 +46,7 @@ class Flap(Method):
     )
     formula = "score = z-score in its layer of sum_j Var(x_j) ||W_:j||_2^2 over the unit; b += sum_j W_:j mean(x_j)"
     scope = "model"
+    whole_model = True
     cost = "One walk of the dense model over the calibration text, and one look at the matrices that read the units."
     advice = "Structured pruning without retraining; the compensation matters most for neurons behind ReLU or GELU."
     differs = (
@@ -68,12 +69,14 @@ class Flap(Method):
     @classmethod
     def unsupported(cls, pruning: Pruning, parameters: Sequence[Parameter]) -> str | None:
         """Add to the general reasons that one unit stays in every layer."""
-        from sparsehpc.pruning.structured import units_by_layer
+        from sparsehpc.pruning.structured import no_choice, units_by_layer
 
         if (reason := super().unsupported(pruning, parameters)) is not None:
             return reason
         layers = units_by_layer(parameters, pruning.pattern)
         total = sum(units.count for units in layers)
+        if (reason := no_choice(pruning, total, "the model")) is not None:
+            return reason
         if (count := removed_count(pruning.fraction, total)) > total - len(layers):
             return f"{count} of {total} {pruning.pattern} would go, which leaves none in some of {len(layers)} layers"
         return None
