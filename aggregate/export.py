@@ -171,7 +171,10 @@ def export_table(
     usual = [name for name in DEFAULT_COLUMNS.get(table, source.column_names) if name in source.column_names]
     if table == "global":
         place = usual.index("sparsity_target")
-        usual[place:place] = extra_columns(source.to_pandas())
+        frame = source.to_pandas()
+        # Seeds that differ are lines that nothing else tells apart.
+        seeds = ["calibration_seed"] if frame["calibration_seed"].nunique() > 1 else []
+        usual[place:place] = [*extra_columns(frame), *seeds]
     text = _pretty(run, source, list(columns) or usual, kind, table)
     if out is None:
         return text

@@ -123,6 +123,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
     groups = read_table(run, "groups").to_pandas()
     columns = _columns(rows)
     binned, more_bins = bin_rows(models)
+    drawn = views(models, whole, groups)
     return {
         "title": _study_name(run),
         "expected": len(coverage),
@@ -139,7 +140,8 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "more_bins": more_bins,
         "figures": [_figure(figure) for figure in shown],
         "figures_left": len(figures) - len(shown),
-        "views": views(models, whole, groups),
+        "views": drawn.text,
+        "views_cut": drawn.cut,
         "speed_headings": SPEED_HEADINGS,
         "speed": [] if times is None else speed_rows(times),
         "speed_left": 0 if times is None else max(0, len(times) - MOST_ROWS),

@@ -20,6 +20,9 @@ MOST_ROWS = 120
 HEADINGS = ("model", "method", "sparsity asked", "variant", "by", "bin", "positions", "top-1 agreement", "KL (nats)")
 FLIPS = ("lost: dense right, cell wrong", "won: dense wrong, cell right")
 
+#: Behind the name of a model with random weights.
+UNTRAINED = " (untrained)"
+
 #: What the kinds of bins are called.
 _KINDS = {"margin": "margin of the dense model (nats)", "position": "position in the window (token)"}
 
@@ -43,33 +46,27 @@ def bin_label(row: Record) -> str:
     return f"{low:g} and more" if high == float("inf") else f"{low:g} to {high:g}"
 
 
-def bin_views(models: list[ModelData]) -> list[dict[str, Any]]:
+def bin_views(models: list[ModelData]) -> Iterator[dict[str, Any]]:
     """Bins of the first variant of every way of pruning and sparsity, for the script."""
-    found: list[dict[str, Any]] = []
     for index, data in enumerate(models):
         for method in data.methods:
             for row, part in _first_cells(data, method):
-                if len(found) >= MOST_CELLS:
-                    return found
-                found.append(
-                    {
-                        "m": index,
-                        "method": method.method,
-                        "pattern": method.pattern,
-                        "extra": method.extra,
-                        "s": row["sparsity_target"],
-                        "variant": row["variant"],
-                        "by": {str(kind): _drawn(rows) for kind, rows in part.groupby("bin_of", sort=False)},
-                    }
-                )
-    return found
+                yield {
+                    "m": index,
+                    "method": method.method,
+                    "pattern": method.pattern,
+                    "extra": method.extra,
+                    "s": row["sparsity_target"],
+                    "variant": row["variant"],
+                    "by": {str(kind): _drawn(rows) for kind, rows in part.groupby("bin_of", sort=False)},
+                }
 
 
 def bin_rows(models: list[ModelData]) -> tuple[list[list[str]], bool]:
     """Rows of the static table at the sparsity that figures show, and whether there are more than it holds."""
     found = (
         [
-            scrub(data.subject.model),
+            scrub(data.subject.model) + ("" if data.trained else UNTRAINED),
             method.label,
             percent(cell["sparsity_target"]),
             cell["variant"],

@@ -11,6 +11,7 @@ from aggregate.figures.style import MIB, number, percent
 from aggregate.floor import NO_MEASURABLE_DIFFERENCE
 from aggregate.latency import machines
 from aggregate.private import scrub
+from aggregate.report.bins import UNTRAINED
 
 SPEED_HEADINGS = (
     "model",
@@ -105,7 +106,7 @@ def _from(rows: pd.DataFrame, holds: pd.Series) -> str:
 def _line(row: Record) -> list[str]:
     method = "" if row["method"] == "none" else f"{row['method']} {row['pattern']}"
     return [
-        scrub(str(row["model"])),
+        scrub(str(row["model"])) + ("" if row["trained"] else UNTRAINED),
         method,
         "" if row["method"] == "none" else percent(row["sparsity_target"]),
         str(row["variant"]),

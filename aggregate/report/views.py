@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from aggregate.figures.style import COMPONENTS
 from aggregate.floor import mark as floor_mark
 from aggregate.latency import machines
 from aggregate.private import scrub
+from aggregate.report.bins import MOST_CELLS as MOST_BINNED
 from aggregate.report.bins import bin_views
 from aggregate.tipping import REACHED
 from sparsehpc.core import schema
@@ -67,8 +69,15 @@ _HEAT = (("sparsity", "zeros"), ("param_fraction", "share of parameters"), ("byt
 _ERROR = "reconstruction_error"
 
 
-def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) -> str:
-    """JSON for a script element, safe inside HTML.
+class Views(NamedTuple):
+    """JSON for a script element, safe inside HTML, and what of the tables it leaves out, in words."""
+
+    text: str
+    cut: list[str]
+
+
+def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) -> Views:
+    """What the page's script draws.
 
     Parameters
     ----------
@@ -78,12 +87,20 @@ def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) ->
         The tables ``global`` and ``groups``, both conventions.
     """
     looks = {name: look._asdict() for data in models for name, look in data.looks.items()}
+    cut: list[str] = []
+
+    def first(most: int, what: str, every: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = list(itertools.islice(every, most))
+        if next(every, None) is not None:
+            cut.append(f"{what} of the first {most:,}")
+        return found
+
     content = {
         "models": [_model(data) for data in models],
         "looks": looks,
         "components": {name: title for name, (title, _) in COMPONENTS.items()},
         "groups": list(schema.GROUPS),
-        "cells": _columns(_cells(models, whole)),
+        "cells": _columns(first(MOST_CELLS, "figures, list and download", _cells(models, whole))),
         "tipping": [
             _tip(index, method, row)
             for index, data in enumerate(models)
@@ -93,13 +110,13 @@ def views(models: list[ModelData], whole: pd.DataFrame, groups: pd.DataFrame) ->
         ],
         "seeds": [one for index, data in enumerate(models) for one in _seeds(index, data)],
         "speed": [one for index, data in enumerate(models) for one in _speed(index, data)],
-        "heat": _heat(models),
-        "bins": bin_views(models),
+        "heat": first(MOST_HEAT_MAPS, "heat maps", _heat(models)),
+        "bins": first(MOST_BINNED, "choices by margin and position", bin_views(models)),
         "twins": [_twins(data, whole, groups) for data in models],
     }
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     # Nothing in a script element may look like the end of it, whatever a model is called.
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Views(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"), cut)
 
 
 def _model(data: ModelData) -> dict[str, Any]:
@@ -111,34 +128,28 @@ def _model(data: ModelData) -> dict[str, Any]:
     }
 
 
-def _cells(models: list[ModelData], whole: pd.DataFrame) -> list[dict[str, Any]]:
+def _cells(models: list[ModelData], whole: pd.DataFrame) -> Iterator[dict[str, Any]]:
     old = whole[whole["convention"] == "study"].set_index("cell_id")["bytes_total"]
-    cells: list[dict[str, Any]] = []
     for index, data in enumerate(models):
         extra = {cell: method.extra for method in data.methods for cell in method.rows(data.pruned)["cell_id"]}
         fronts = _fronts(data)
         parts = [name for name in data.table.columns if name.startswith(_PART)]
         for row in records(data.table):
-            if len(cells) >= MOST_CELLS:
-                return cells
-            cells.append(
-                {
-                    "m": index,
-                    "method": row["method"],
-                    "pattern": row["pattern"],
-                    "s": row["sparsity_target"],
-                    "variant": row["variant"],
-                    "seed": None if missing(row["calibration_seed"]) else int(row["calibration_seed"]),
-                    "extra": extra.get(row["cell_id"], ""),
-                    "mark": row["mark"] or floor_mark(row),
-                    "cell": row["cell_id"],
-                    "front": fronts.get(row["cell_id"], ""),
-                    "old": short(old.get(row["cell_id"])),
-                    **{name: short(row[name]) for name in parts if not missing(row[name]) and row[name]},
-                    **{name: short(row[name]) for name in _FIGURES if name in row and not missing(row[name])},
-                }
-            )
-    return cells
+            yield {
+                "m": index,
+                "method": row["method"],
+                "pattern": row["pattern"],
+                "s": row["sparsity_target"],
+                "variant": row["variant"],
+                "seed": None if missing(row["calibration_seed"]) else int(row["calibration_seed"]),
+                "extra": extra.get(row["cell_id"], ""),
+                "mark": row["mark"] or floor_mark(row),
+                "cell": row["cell_id"],
+                "front": fronts.get(row["cell_id"], ""),
+                "old": short(old.get(row["cell_id"])),
+                **{name: short(row[name]) for name in parts if not missing(row[name]) and row[name]},
+                **{name: short(row[name]) for name in _FIGURES if name in row and not missing(row[name])},
+            }
 
 
 def _fronts(data: ModelData) -> dict[str, str]:
@@ -224,42 +235,36 @@ def _tip(index: int, method: Combination, row: Record) -> dict[str, Any]:
     }
 
 
-def _heat(models: list[ModelData]) -> list[dict[str, Any]]:
+def _heat(models: list[ModelData]) -> Iterator[dict[str, Any]]:
     """Layer x projection of the first variant of every method, pattern and sparsity."""
-    found: list[dict[str, Any]] = []
     for index, data in enumerate(models):
         for method in data.methods:
             rows = linear_weights(data.of_method(data.tensors, method))
             for s, part in rows.groupby("sparsity_target"):
-                if len(found) >= MOST_HEAT_MAPS:
-                    return found
                 one = part[part["variant"] == part["variant"].iloc[0]]
                 order = list(dict.fromkeys(one.sort_values(["group", "tensor"])["projection"]))
                 total = one["params_total"].sum()
                 one = one.assign(param_fraction=one["params_total"] / total)
                 shown = [*_HEAT, *([(_ERROR, "reconstruction error")] if _ERROR in one else [])]
-                found.append(
-                    {
-                        "m": index,
-                        "method": method.method,
-                        "pattern": method.pattern,
-                        "extra": method.extra,
-                        "s": s,
-                        "projections": order,
-                        "layers": sorted({int(layer) for layer in one["layer"]}),
-                        "values": {
-                            title: [
-                                [short(value) for value in line]
-                                for line in one.pivot_table(index="layer", columns="projection", values=name)
-                                .reindex(columns=order)
-                                .to_numpy()
-                            ]
-                            for name, title in shown
-                            if one[name].notna().any()
-                        },
-                    }
-                )
-    return found
+                yield {
+                    "m": index,
+                    "method": method.method,
+                    "pattern": method.pattern,
+                    "extra": method.extra,
+                    "s": s,
+                    "projections": order,
+                    "layers": sorted({int(layer) for layer in one["layer"]}),
+                    "values": {
+                        title: [
+                            [short(value) for value in line]
+                            for line in one.pivot_table(index="layer", columns="projection", values=name)
+                            .reindex(columns=order)
+                            .to_numpy()
+                        ]
+                        for name, title in shown
+                        if one[name].notna().any()
+                    },
+                }
 
 
 def _twins(data: ModelData, whole: pd.DataFrame, groups: pd.DataFrame) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_nothing_is_drawn_or_said_between_dense_and_the_first_sparsity_measured(
     said = " ".join(fact.text for fact in told.facts)
     assert "somewhere below 30 %, the first sparsity that was measured" in said
     drawn = json.loads(
-        views([data], read_table(folder, "global").to_pandas(), read_table(folder, "groups").to_pandas())
+        views([data], read_table(folder, "global").to_pandas(), read_table(folder, "groups").to_pandas()).text
     )
     assert drawn["tipping"] == []
 

@@ -47,7 +47,7 @@ def test_the_page_has_a_table_of_the_shown_sparsity_and_views_of_all(run, monkey
     assert (len(rows), more) == (2 * 5, False)
     assert {row[2] for row in rows} == {"30 %"}
     assert rows[2][4:7] == ["margin of the dense model (nats)", "3 and more", "800"]
-    drawn = bin_views(models)
+    drawn = list(bin_views(models))
     assert [(one["method"], one["s"]) for one in drawn] == [
         ("magnitude", 0.1),
         ("magnitude", 0.3),
