@@ -14,7 +14,7 @@ from aggregate.figures.data import SUBJECT_AXES, Record, axis_words, matching, m
 from aggregate.figures.style import MIB, number
 from aggregate.latency import beside
 from aggregate.private import scrub
-from aggregate.report.facts import mib, share, signed
+from aggregate.report.phrases import mib, share, signed
 from aggregate.tables import read_latency, read_table
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.layout import RunFolder

@@ -26,7 +26,8 @@ from aggregate.report.bins import FLIPS, bin_rows
 from aggregate.report.bins import HEADINGS as BIN_HEADINGS
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
-from aggregate.report.facts import facts_of, interval, share
+from aggregate.report.facts import facts_of
+from aggregate.report.phrases import interval, share
 from aggregate.report.speed import SPEED_HEADINGS, speed_rows
 from aggregate.report.views import views
 from aggregate.scan import STATES

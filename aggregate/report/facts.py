@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from aggregate.figures.data import Combination, ModelData, Record, Subject, missing, records
-from aggregate.figures.style import MIB, number, percent
+from aggregate.figures.style import number, percent
 from aggregate.floor import NO_MEASURABLE_DIFFERENCE, floor_of
+from aggregate.report.phrases import MOST_METHODS, Fact, against, interval, known, listed, mib, share, signed
+from aggregate.report.reach import breaks, furthest, gain, how_far
 from aggregate.report.speed import break_evens, headlines
-from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
-
-#: Methods that get sentences of their own; all of them are in the table.
-_MOST_METHODS = 4
 
 #: From so many times the perplexity of dense on, percent say less than a multiple.
 _MULTIPLE = 3
 
 WORSE = "worse than guessing"
-
-
-class Fact(NamedTuple):
-    """A computed sentence and the definition it rests on."""
-
-    text: str
-    definition: str
 
 
 class ModelFacts(NamedTuple):
@@ -57,21 +47,22 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
     if shown is None:
         yield Fact("No pruned cell of this model is done yet.", "sparsity")
         return
-    yield from _furthest(data)
+    yield from furthest(data)
+    yield from gain(data)
     yield from _by_method(data, shown)
     chosen = _told(data, shown)
     reach: dict[str, list[str]] = {}
-    breaks = []
+    steeper: list[Fact] = []
     for method in chosen:
         rows = data.of_method(data.pruned, method)
         near = min(rows["sparsity_target"].unique(), key=lambda s: (abs(s - shown), s))
         yield from _behaviour(data, method, records(rows[rows["sparsity_target"] == near])[0])
-        if found := _tipping(data, method):
+        if found := how_far(data, method):
             reach.setdefault(found, []).append(method.words)
-        breaks += list(_breaks(data, method))
+        steeper += list(breaks(data, method))
     for found, names in reach.items():
-        yield Fact(f"How far {_listed(names)} can go, {found}.", "tipping")
-    yield from breaks
+        yield Fact(f"How far {listed(names)} can go, {found}.", "tipping")
+    yield from steeper
     first = data.of_method(data.pruned, data.methods[0])
     at = first[first["sparsity_target"] == shown]
     for row in records(at):
@@ -90,74 +81,22 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
         yield from _directions(row)
     yield from _old_accounting(at, study)
     yield from _floor(data)
-    if len(data.methods) > _MOST_METHODS:
+    if len(data.methods) > MOST_METHODS:
         yield Fact(f"{len(data.methods)} ways of pruning were measured; the table holds them all.", "pattern")
 
 
 def _told(data: ModelData, shown: float) -> list[Combination]:
     """Methods that get sentences: the study's first, and those that keep most at the shown sparsity."""
     if not data.trained or "top1_agreement" not in data.pruned:
-        return data.methods[:_MOST_METHODS]
+        return data.methods[:MOST_METHODS]
 
     def kept(method: Combination) -> float:
         rows = method.rows(data.pruned)
         found = rows.loc[rows["sparsity_target"] == shown, "top1_agreement"]
         return -1.0 if found.isna().all() else float(found.max())
 
-    best = sorted(data.methods[1:], key=lambda method: -kept(method))[: _MOST_METHODS - 1]
+    best = sorted(data.methods[1:], key=lambda method: -kept(method))[: MOST_METHODS - 1]
     return [method for method in data.methods if method == data.methods[0] or method in best]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _furthest(data: ModelData) -> Iterator[Fact]:
-    """Which of several ways of pruning goes furthest within the tolerance; untrained models rank nothing."""
-    if not data.trained or len(data.methods) < 2 or data.tipping.empty:
-        return
-    rows = data.tipping[(data.tipping["metric"] == "perplexity") & (data.tipping["answer"] != NO_DATA)]
-    places: list[tuple[float, Combination, Record]] = []
-    for method in data.methods:
-        found = records(method.rows(rows).drop_duplicates("calibration_seed"))
-        if found:
-            row = min(found, key=_reach)
-            places.append((_reach(row), method, row))
-    if len(places) < 2:
-        return
-    tolerance = f"+{100 * places[0][2]['tolerance']:.3g} % perplexity"
-    place, method, row = max(places, key=lambda one: one[0])
-    # Whose first measured sparsity is already beyond, and larger than the best, may go further or not: nobody knows.
-    unknown = [one.words for reach, one, other in places if reach == 0 and float(other["sparsity_beyond"]) > place]
-    if place == 0:
-        first = percent(min(float(one["sparsity_beyond"]) for _, _, one in places))
-        yield Fact(
-            f"How far it can be pruned within {tolerance}: less than the first sparsity measured ({first} or more) by "
-            f"each of {len(places)} ways of pruning.",
-            "tipping",
-        )
-        return
-    text = f"How far it can be pruned within {tolerance}, by the {row['basis']}: by {method.words} "
-    if row["answer"] == NOT_REACHED:
-        text += f"at least to {percent(place)}, the largest that was measured"
-    else:
-        text += (
-            f"to about {number(100 * place, 3)} % (between {percent(row['sparsity_within'])} and "
-            f"{percent(row['sparsity_beyond'])}, which were measured)"
-        )
-    if not unknown:
-        text += f", furthest of {len(places)} ways of pruning"
-    else:
-        names = _listed(unknown) if len(unknown) <= _MOST_METHODS else f"{len(unknown)} other ways of pruning"
-        text += f"; {names} had left it at the first sparsity measured, a larger one, and may go further or not"
-    yield Fact(f"{text}.", "tipping")
-
-
-def _reach(row: Record) -> float:
-    """Sparsity up to which something is known to hold; 0 below the first that was measured."""
-    if row["answer"] == NOT_REACHED:
-        return float(row["sparsity_within"])
-    return 0.0 if row["answer"] == BELOW_FIRST else float(row["sparsity_estimate"])
 
 
 def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
@@ -166,7 +105,7 @@ def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
     for method in data.methods:
         rows = data.of_method(data.pruned, method)
         for row in records(rows[rows["sparsity_target"] == sparsity])[:1]:
-            if _known(row, "top1_agreement", "perplexity", "perplexity_dense"):
+            if known(row, "top1_agreement", "perplexity", "perplexity_dense"):
                 value, span = _over_seeds(data, method, row, "top1_agreement", 100, " %")
                 found.append((value, method.words, span, row))
     if len(found) < 2 or not data.trained:
@@ -174,26 +113,26 @@ def _by_method(data: ModelData, sparsity: float) -> Iterator[Fact]:
     found.sort(key=lambda one: -one[0])
     parts = [
         f"{words} keeps {share(value)}{span} of the top-1 choices ({_perplexity(row)})"
-        for value, words, span, row in found[:_MOST_METHODS]
+        for value, words, span, row in found[:MOST_METHODS]
     ]
     dense = number(found[0][3]["perplexity_dense"])
     text = f"By which method, at {percent(sparsity)}: {'; '.join(parts)}; dense has perplexity {dense}."
     best, second = found[0][3], found[1][3]
     bounds = ("top1_agreement_lo", "top1_agreement_hi")
-    if _known(best, *bounds) and _known(second, *bounds) and second["top1_agreement_hi"] >= best["top1_agreement_lo"]:
+    if known(best, *bounds) and known(second, *bounds) and second["top1_agreement_hi"] >= best["top1_agreement_lo"]:
         text += f" The intervals of {found[0][1]} and {found[1][1]} overlap: between these two this is no ranking."
     yield Fact(text, "top1_agreement")
 
 
 def _behaviour(data: ModelData, method: Combination, row: Record) -> Iterator[Fact]:
     start = f"Pruned by {method.words} at {percent(row['sparsity_target'])}"
-    if _known(row, "sparsity"):
+    if known(row, "sparsity"):
         start += f", which makes {percent(row['sparsity'])} of all its weights zero"
     parts = []
-    if _known(row, "top1_agreement"):
+    if known(row, "top1_agreement"):
         value, span = _over_seeds(data, method, row, "top1_agreement", 100, " %")
         parts.append(f"keeps {share(value)}{span} of the dense model's top-1 choices")
-    if _known(row, "perplexity", "perplexity_dense"):
+    if known(row, "perplexity", "perplexity_dense"):
         value, span = _over_seeds(data, method, row, "perplexity")
         dense = number(row["perplexity_dense"])
         if data.trained and WORSE in str(row["mark"] or ""):
@@ -230,84 +169,26 @@ def _over_seeds(
     return float(one["value"]), f" (mean of {one['seeds']} calibration seeds, {low} to {high}{unit})"
 
 
-def _tipping(data: ModelData, method: Combination) -> str:
-    """How far the method can go, in the words that follow its name; empty where nothing is known."""
-    rows = method.rows(data.tipping)
-    parts, basis = [], ""
-    for metric, what in (
-        ("perplexity", "perplexity within +{:.3g} % of dense"),
-        ("top1_agreement", "at least {:.3g} % of the top-1 choices equal"),
-    ):
-        found = records(rows[rows["metric"] == metric])
-        if not found or found[0]["answer"] == NO_DATA:
-            continue
-        row = found[0]
-        seeds = [one for one in found if one["variant"] == row["variant"]]
-        parts.append(f"{what.format(100 * row['tolerance'])}: {_answers(seeds)}")
-        basis = row["basis"]
-    return f"by the {basis}: {'; '.join(parts)}" if parts else ""
-
-
-def _breaks(data: ModelData, method: Combination) -> Iterator[Fact]:
-    """Where log-perplexity becomes steeper."""
-    rows = method.rows(data.tipping)
-    for row in records(rows[(rows["metric"] == "perplexity") & rows["break_sparsity"].notna()])[:1]:
-        place = percent(round(row["break_sparsity"], 3))
-        text = f"Log-perplexity of {method.words} breaks into a steeper slope at {place}"
-        if _known(row, "break_lo", "break_hi", "break_share_two_pieces"):
-            text += (
-                f" [{percent(round(row['break_lo'], 3))}, {percent(round(row['break_hi'], 3))}]; "
-                f"{share(row['break_share_two_pieces'])} of the draws prefer two pieces to one"
-            )
-        yield Fact(f"{text}.", "tipping")
-
-
-def _answers(seeds: list[Record]) -> str:
-    """The answer of one seed, or the range of several."""
-    if len(seeds) == 1:
-        return _answer(seeds[0])
-    places = sorted(100 * row["sparsity_estimate"] for row in seeds if not missing(row["sparsity_estimate"]))
-    below = [row for row in seeds if row["answer"] == BELOW_FIRST]
-    kept = len(seeds) - len(places) - len(below)
-    left = (
-        f"up to {number(places[0], 3)} to {number(places[-1], 3)} % over {len(seeds)} calibration seeds"
-        if places
-        else ""
-    )
-    early = f"below {percent(below[0]['sparsity_beyond'])} with {len(below)} of {len(seeds)} seeds" if below else ""
-    never = f"not left with {kept} of {len(seeds)} seeds" if kept else ""
-    return ", ".join(part for part in (left, early, never) if part)
-
-
-def _answer(row: Record) -> str:
-    if row["answer"] == NOT_REACHED:
-        return f"not left up to {percent(row['sparsity_within'])}, the largest that was measured"
-    if row["answer"] == BELOW_FIRST:  # nothing was measured on the near side: a number would only follow the grid
-        return f"somewhere below {percent(row['sparsity_beyond'])}, the first sparsity that was measured"
-    bracket = f"between {percent(row['sparsity_within'])} and {percent(row['sparsity_beyond'])}"
-    return f"up to about {number(100 * row['sparsity_estimate'], 3)} %, {bracket}"
-
-
 def _size(row: Record, by: str = "") -> Iterator[Fact]:
-    if not _known(row, "bytes_total", "bytes_dense_float32"):
+    if not known(row, "bytes_total", "bytes_dense_float32"):
         return
     size = row["bytes_total"]
     text = (
         f"Stored as {row['variant']} at {percent(row['sparsity_target'])}{by} it takes {mib(size)}: "
         f"{against(size, row['bytes_dense_float32'])} dense float32 ({mib(row['bytes_dense_float32'])})"
     )
-    if _known(row, "bytes_dense_published") and row["published_dtype"] != "float32":
+    if known(row, "bytes_dense_published") and row["published_dtype"] != "float32":
         text += (
             f", {against(size, row['bytes_dense_published'])} dense {row['published_dtype']}, in which it was "
             f"published ({mib(row['bytes_dense_published'])})"
         )
-    if _known(row, "bytes_source_file"):
+    if known(row, "bytes_source_file"):
         text += f", {against(size, row['bytes_source_file'])} the source file ({mib(row['bytes_source_file'])})"
     yield Fact(f"{text}.", "bytes")
 
 
 def _flips(row: Record) -> Iterator[Fact]:
-    if _known(row, "top1_differs_from_masked"):
+    if known(row, "top1_differs_from_masked"):
         differs = row["top1_differs_from_masked"]
         within = differs <= floor_of("top1_agreement", row)
         verdict = NO_MEASURABLE_DIFFERENCE if within else "rounding in another order"
@@ -320,7 +201,7 @@ def _flips(row: Record) -> Iterator[Fact]:
 
 def _directions(row: Record) -> Iterator[Fact]:
     """Tokens that went wrong, and tokens that went right."""
-    if _known(row, "dense_only_right", "variant_only_right"):
+    if known(row, "dense_only_right", "variant_only_right"):
         yield Fact(
             f"As {row['variant']} at {percent(row['sparsity_target'])}, {row['dense_only_right']:,.0f} of the text's "
             f"tokens that dense predicts are lost, and {row['variant_only_right']:,.0f} that dense misses are won.",
@@ -331,7 +212,7 @@ def _directions(row: Record) -> Iterator[Fact]:
 def _floor(data: ModelData) -> Iterator[Fact]:
     """What the dense model changes in itself when it is computed in another order."""
     for row in records(data.dense):
-        if _known(row, "floor_top1_agreement", "floor_kl", "floor_positions"):
+        if known(row, "floor_top1_agreement", "floor_kl", "floor_positions"):
             yield Fact(
                 f"The dense model computed again, two windows in a batch and with another number of threads, keeps "
                 f"{share(row['floor_top1_agreement'])} of its own choices at {row['floor_positions']:,.0f} positions "
@@ -345,7 +226,7 @@ def _old_accounting(at: pd.DataFrame, study: pd.DataFrame) -> Iterator[Fact]:
     old = study.set_index("cell_id")["bytes_total"]
     for row in records(at):
         counted: Any = old.get(row["cell_id"])
-        if missing(counted) or not _known(row, "bytes_total", "bytes_ratio"):
+        if missing(counted) or not known(row, "bytes_total", "bytes_ratio"):
             continue
         dense = row["bytes_total"] / row["bytes_ratio"]
         if counted < dense < row["bytes_total"]:
@@ -356,45 +237,3 @@ def _old_accounting(at: pd.DataFrame, study: pd.DataFrame) -> Iterator[Fact]:
                 f"{row['variant']} are buffers, no parameters, so they were left out and weighed nothing.",
                 "convention",
             )
-
-
-def _known(row: Record, *columns: str) -> bool:
-    return all(column in row and not missing(row[column]) and row[column] != "" for column in columns)
-
-
-def mib(size: float) -> str:
-    """Bytes as MiB with one decimal."""
-    return f"{size / MIB:,.1f} MiB"
-
-
-def share(fraction: float) -> str:
-    """Write a measured share: three significant digits, and never 100 % where some are missing."""
-    if 0.9995 <= fraction < 1:
-        return f"{math.floor(1e6 * fraction) / 1e4:.4f} %"
-    return f"{number(100 * fraction, 3)} %"
-
-
-def signed(change: float) -> str:
-    """Write a relative change with its sign."""
-    if change == 0:
-        return "no change"
-    sign = "+" if change > 0 else "\N{MINUS SIGN}"
-    return f"{sign}{number(abs(100 * change), 3)} %"
-
-
-def against(size: float, reference: float) -> str:
-    """Say how a size compares: '31.4 % larger than', 'the size of'."""
-    change = size / reference - 1
-    if abs(change) < 5e-4:
-        return "the size of"
-    if change >= 1:
-        return f"{number(size / reference, 3)} times as large as"
-    return f"{number(abs(100 * change), 3)} % {'larger' if change > 0 else 'smaller'} than"
-
-
-def interval(row: Record, metric: str, scale: float = 1.0, unit: str = "") -> str:
-    """Write the 95 % interval of a figure, where the table has one."""
-    low, high = f"{metric}_lo", f"{metric}_hi"
-    if not _known(row, low, high):
-        return ""
-    return f" [{number(scale * row[low], 3)}, {number(scale * row[high], 3)}{unit}]"

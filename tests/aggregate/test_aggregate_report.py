@@ -18,7 +18,7 @@ from aggregate.figures.style import label, looks, number, percent
 from aggregate.private import public, scrub
 from aggregate.report import markdown, write_report
 from aggregate.report.definitions import DEFINITIONS
-from aggregate.report.facts import against, share, signed
+from aggregate.report.phrases import against, share, signed
 from aggregate.tables import read_table
 from sparsehpc.core.layout import RunFolder
 
