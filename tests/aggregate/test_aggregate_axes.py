@@ -21,7 +21,7 @@ from aggregate.report import write_report
 from aggregate.report.facts import facts_of
 from aggregate.report.views import views
 from aggregate.tables import read_table
-from aggregate.tipping import BELOW_FIRST
+from aggregate.tipping import BELOW_FIRST, NOT_REACHED, REACHED
 from sparsehpc.core.layout import RunFolder
 
 
@@ -177,3 +177,27 @@ def test_headline_compares_methods_at_one_sparsity_and_says_when_that_is_no_rank
             kept = [float(found) for found in re.findall(r"keeps ([\d.]+) %", text)]
             assert kept == sorted(kept, reverse=True)
             assert kept[0] == pytest.approx(100 * max(at), abs=0.06)
+
+
+def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
+    none = read_table(run, "global").to_pandas().iloc[:0]
+    for data, model in zip(load(run), facts_of(load(run), none), strict=True):
+        texts = [fact.text for fact in model.facts]
+        far = [text for text in texts if text.startswith("How far it can be pruned")]
+        rows = data.tipping[data.tipping["metric"] == "perplexity"].drop_duplicates(["method", "options"])
+        assert len(far) == (len(rows) > 1)
+        for text in far:
+            ends = [float(end) for end in re.findall(r"to (?:about )?([\d.]+) %[ ,]", text)]
+            reached = rows[rows["answer"].isin([REACHED, NOT_REACHED])]
+            assert len(ends) == min(len(reached), 4)
+            assert ends == sorted(ends, reverse=True)
+        smaller = data.pruned[data.pruned["bytes_total"] < data.pruned["bytes_dense_float32"]]
+        gains = [text for text in texts if text.startswith("What that gains in memory")]
+        assert len(gains) == (not smaller[smaller["pattern"] == "unstructured"].empty)
+        for text in gains:
+            said = re.findall(r"([\d.]+) % smaller at ([\d.]+) %", text)
+            assert said
+            for change, sparsity in said:
+                at = smaller[np.isclose(smaller["sparsity_target"], float(sparsity) / 100)]
+                least = (at["bytes_total"] / at["bytes_dense_float32"]).min()
+                assert float(change) == pytest.approx(100 * (1 - least), abs=0.06)
