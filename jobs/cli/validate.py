@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 
 import typer
 
 from jobs.cli import app
-from jobs.cli._output import Json, Run, echo_json, table
+from jobs.cli._output import Json, Run, echo, echo_json, table
 
 
 @app.command()
@@ -20,7 +21,7 @@ def validate(run: Run, json: Json = False) -> None:
 
     from aggregate.tables import read_table
     from jobs.folder import existing_run
-    from jobs.published import DIFFERS, check_protocol, verdicts
+    from jobs.published import DIFFERENCES, DIFFERS, check_protocol, verdicts
 
     folder = existing_run(run)
     check_protocol(pq.read_table(folder.plan).to_pylist())
@@ -43,4 +44,5 @@ def validate(run: Run, json: Json = False) -> None:
                 for verdict in found
             ),
         )
+        echo(f"\n{textwrap.fill(DIFFERENCES, 100)}")
     raise typer.Exit(any(verdict.verdict == DIFFERS for verdict in found))

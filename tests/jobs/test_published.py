@@ -132,8 +132,9 @@ def stand_in(run: Path, perplexities: dict[str, float]) -> None:
 def test_validate_prints_verdicts_and_ends_with_0_where_all_agree(run_copy: Path, cli: Callable[..., Any]) -> None:
     stand_in(run_copy, {"none": 27.9, "magnitude-layerwise": 190.0})
     answer = cli("validate", run_copy)
+    assert "Other than the papers: float32 weights" in answer.out
     assert answer.code == 0, answer.err
-    lines = [line.split() for line in answer.out.splitlines()]
+    lines = [line.split() for line in answer.out.partition("\n\n")[0].splitlines()]
     assert lines[0] == ["cell", "perplexity", "published", "tolerance", "verdict", "source"]
     # One row each: the pruned weights were stored in two formats, of which one is compared.
     assert [line[:8] for line in lines[1:]] == [

@@ -73,7 +73,7 @@ typedef struct {
 enum { SH_LANE_VECTORS = 4 };
 
 /* The lanes kernel lists a panel of 1024 columns of 32 rows at a time; the lists may be overwritten by 64 entries. */
-enum { SH_PANEL_WORDS = 16, SH_PANEL_ROWS = 64, SH_PANEL_ROOM = SH_PANEL_WORDS * SH_WORD + SH_WORD };
+enum { SH_PANEL_WORDS = 16, SH_PANEL_ROWS = 32, SH_PANEL_ROOM = SH_PANEL_WORDS * SH_WORD + SH_WORD };
 
 /* Columns of one tile of decoded weights, and rows of it. */
 enum { SH_TILE_COLUMNS = 1024, SH_TILE_ROWS = 4 };
