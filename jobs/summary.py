@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.memory import predicted_gib
 from jobs.plan import Plan
+from sparsehpc.pruning.patterns import parse_pattern
 
 
 def class_rows(plan: Plan) -> list[tuple[object, ...]]:
@@ -39,6 +40,17 @@ def memory_warnings(plan: Plan) -> list[str]:
                 f"raise memory_gib"
             )
     return lines
+
+
+def pattern_notes(plan: Plan) -> list[str]:
+    """A line for each pattern that fixes the sparsity itself."""
+    patterns = dict.fromkeys(cell.pruning.pattern for cell in plan.cells if not cell.pruning.is_dense)
+    fixed = {name: parse_pattern(name).fixed_sparsity for name in patterns}
+    return [
+        f"pattern {name} fixes the sparsity at {float(100 * sparsity):g} %: one cell, whatever 'sparsities' says"
+        for name, sparsity in fixed.items()
+        if sparsity is not None
+    ]
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def plan(
     from jobs.plan import make_plan
     from jobs.propose import TOTALS, class_totals, price_warnings, whole_price
     from jobs.study import find_study, load_study
-    from jobs.summary import class_rows, dropped_rows, memory_warnings, plan_summary
+    from jobs.summary import class_rows, dropped_rows, memory_warnings, pattern_notes, plan_summary
     from slurm.profile_file import load_profile
     from sparsehpc.core.keys import key_row
 
@@ -52,6 +52,8 @@ def plan(
     echo(f"as jobs of profile {cluster.name}; hours are estimated, 'at most' is what the wall times allow")
     echo("(submit --dry-run prints the exact scripts):")
     table(TOTALS, price)
+    for note in pattern_notes(made):
+        echo(f"note: {note}")
     for warning in (*memory_warnings(made), *warnings):
         echo(f"warning: {warning}")
     if made.dropped:

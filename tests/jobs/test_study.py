@@ -9,6 +9,7 @@ import pytest
 
 from jobs.plan import make_plan
 from jobs.study import SHIPPED, find_study, load_study, parse_study, shipped_studies
+from jobs.summary import pattern_notes
 from jobs.template import template
 from sparsehpc.core.errors import UserError, UserErrors
 
@@ -202,6 +203,36 @@ def test_shipped_studies_plan_and_are_called_like_their_file(name: str) -> None:
     assert study.name == name
     assert make_plan(study).cells
     assert (SHIPPED / f"{name}.toml").read_text(encoding="utf-8").startswith("# ")
+
+
+def test_plan_says_which_patterns_fix_the_sparsity() -> None:
+    notes = pattern_notes(make_plan(load_study(find_study("methods"))))
+    assert [note.split(" fixes")[0] for note in notes] == ["pattern 2:4", "pattern 4:8"]
+    assert all("fixes the sparsity at 50 %" in note for note in notes)
+    assert pattern_notes(make_plan(load_study(find_study("quickstart")))) == []
+
+
+@pytest.mark.parametrize(("sparsity", "fits"), [("0.2", False), ("0.34", True), ("1.0", False)])
+def test_heads_that_none_or_all_would_go_are_left_out_with_the_reason(
+    tmp_path: Path, sparsity: str, fits: bool
+) -> None:
+    """Three groups of heads in a layer: 20 % of them is none."""
+    text = (SHIPPED / "heads.toml").read_text(encoding="utf-8")
+    start, end = text.index("[[grid]]"), text.index("[evaluation]")
+    grid = f"""[grid]
+methods = ["magnitude"]
+patterns = ["heads", "unstructured"]
+sparsities = [{sparsity}]
+variants = ["masked"]
+
+"""
+    path = tmp_path / "heads.toml"
+    path.write_text(text[:start] + grid + text[end:], encoding="utf-8")
+    plan = make_plan(load_study(path))
+    assert any(cell.pruning.pattern == "heads" for cell in plan.cells) == fits
+    reasons = [entry.reason for entry in plan.dropped]
+    assert bool(reasons) != fits
+    assert all("none of the 3 heads" in reason for reason in reasons), reasons
 
 
 def test_the_studies_that_the_documentation_promises_are_there() -> None:
