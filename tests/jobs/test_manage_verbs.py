@@ -123,3 +123,14 @@ def test_cancel_asks(
         assert "cancel 1 jobs?" in answer.err
         assert (answer.code, len(asked)) == (code, calls)
     assert asked[0][0] == "scancel"
+
+
+def test_report_opens_the_page_only_where_it_is_asked_to(
+    run_copy: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("typer.launch", lambda address: opened.append(address))
+    assert cli("report", run_copy).code == 0
+    assert opened == []
+    assert cli("report", run_copy, "--open").code == 0
+    assert opened == [(run_copy / "report" / "index.html").resolve().as_uri()]
