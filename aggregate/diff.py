@@ -84,8 +84,9 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 where every figure of every common cell is the same or better; 1 otherwise, or where none is common."""
-        return 0 if self.lines and not self.verdicts[WORSE_THAN] and not self.verdicts[UNKNOWN] else 1
+        """0 where the second run holds every cell of the first, with every figure the same or better; 1 otherwise."""
+        bad = self.verdicts[WORSE_THAN] or self.verdicts[UNKNOWN] or self.only_first
+        return 0 if self.lines and not bad else 1
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs."""

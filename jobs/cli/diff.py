@@ -19,7 +19,7 @@ def diff(
 ) -> None:
     """Compare two runs cell by cell: same, better, worse, or not comparable and why. As Markdown.
 
-    Ends with status 1 where a figure is worse or cannot be compared.
+    Ends with status 1 where a figure is worse or cannot be compared, or where RUN_B lacks a cell of RUN_A.
     """
     from aggregate.diff import diff_runs
     from jobs.folder import existing_run

@@ -289,6 +289,17 @@ def test_runs_without_a_common_cell(run, make_run):
     assert "No common cell" in found.as_markdown()
 
 
+def test_a_run_that_lacks_cells_does_not_pass_and_one_with_more_does(run, make_run):
+    more = make_run(sparsities=("0.1", "0.3", "0.5"), windows=5, name="more")
+    fewer = make_run(sparsities=("0.1", "0.3"), windows=5, name="fewer")
+    for folder in (more, fewer):
+        aggregate_run(folder, figures=False)
+    assert diff_runs(more, fewer).only_first
+    assert diff_runs(more, fewer).exit_code == 1
+    assert diff_runs(fewer, more).only_second
+    assert diff_runs(fewer, more).exit_code == 0
+
+
 def test_other_weights_zero_is_not_called_better_or_worse(run, tmp_path, synthetic):
     def fewer(row, rows):
         return [r._replace(numerator=r.numerator - 1) if r.metric == "params_nonzero" else r for r in rows]
