@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from aggregate.diff import cell_name
 from aggregate.figures.data import SUBJECT_AXES, Record, axis_words, matching, missing, records, varying
 from aggregate.figures.style import MIB, number
@@ -16,6 +18,7 @@ from aggregate.latency import beside
 from aggregate.private import scrub
 from aggregate.report.phrases import mib, share, signed
 from aggregate.tables import read_latency, read_table
+from sparsehpc.core import schema
 from sparsehpc.core.errors import UserError, UserErrors, unknown
 from sparsehpc.core.layout import RunFolder
 
@@ -24,6 +27,9 @@ UNTRAINED = "untrained: its weights are random, so its behaviour says nothing ab
 
 #: Alternatives that are named beside the best.
 _ALTERNATIVES = 3
+
+#: What cells of one way of pruning share whatever text they were calibrated on.
+_WAY = [name for name in schema.KEYS.names if name not in ("cell_id", "resource", "calibration_seed")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,7 +219,7 @@ def advise(run: RunFolder, limits: Limits, model: str | None = None) -> list[Adv
         if limits.about_behaviour and not cells["trained"].all():
             advice.append(Advice(label, (), None, UNTRAINED))
             continue
-        choices = [_choice(row, limits) for row in records(cells)]
+        choices = [_worst(part, limits) for _, part in cells.groupby(_WAY, dropna=False, sort=False)]
         good = _ordered([choice for choice in choices if not choice.misses])
         closest = min((c for c in choices if c.misses), key=lambda c: (c.excess, c.size_bytes, c.cell_id), default=None)
         advice.append(Advice(label, tuple(good), None if good else closest))
@@ -228,6 +234,15 @@ def runs_of(model: str, folder: Path) -> list[RunFolder]:
         if model in read_table(run, "global")["model"].to_pylist():
             found.append(run)
     return found
+
+
+def _worst(seeds: pd.DataFrame, limits: Limits) -> Choice:
+    """The calibration seed that stands worst: the luckiest is no advice."""
+    choices = [_choice(row, limits) for row in records(seeds)]
+    worst = max(choices, key=lambda choice: (choice.excess, choice.loss, choice.cell_id))
+    if len(choices) == 1:
+        return worst
+    return dataclasses.replace(worst, evidence=f"{worst.evidence}, the worst of {len(choices)} calibration seeds")
 
 
 def _choice(row: Record, limits: Limits) -> Choice:

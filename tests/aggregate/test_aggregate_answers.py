@@ -419,6 +419,23 @@ def test_dense_qualifies_where_it_is_small_enough(run):
     assert any("dense" in choice.name for choice in found.qualifying)
 
 
+def test_advice_judges_a_way_of_pruning_by_its_worst_calibration_seed(make_run):
+    folder = make_run(name="seeded", sparsities=("0.3", "0.5"), methods=("wanda",), seeds=(0, 1, 2), windows=20)
+    aggregate_run(folder, figures=False)
+    cells = read_table(folder, "global").to_pandas()
+    cells = cells[(cells["convention"] == "unique") & (cells["method"] == "wanda") & (cells["sparsity_target"] == 0.3)]
+    ends = cells.groupby("variant")["perplexity_hi"].max() / cells["perplexity_dense"].iloc[0]
+    worst = cells.loc[cells["perplexity_hi"].idxmax()]
+    assert cells["perplexity_hi"].nunique() > 1
+    for rise, fits in ((ends.max() - 1 + 1e-6, True), (ends.min() - 1 - 1e-6, False)):
+        (found,) = advise(folder, Limits(max_perplexity=float(rise), relative_perplexity=True))
+        named = {choice.cell_id: choice for choice in found.qualifying if choice.pruned}
+        assert bool(set(named) & set(cells["cell_id"])) == fits
+        if fits:
+            assert "the worst of 3 calibration seeds" in named[worst["cell_id"]].evidence
+            assert len(set(named) & set(cells["cell_id"])) == cells["variant"].nunique()
+
+
 def test_nothing_pruned_is_advised_over_dense_unless_it_is_smaller(run):
     """Masked is as large as dense and loses something: dense comes first, and alternatives are smaller ones."""
     table = read_table(run, "global").to_pandas().query("convention == 'unique'").set_index("cell_id")
