@@ -28,8 +28,10 @@ methods = ["magnitude"]     # {methods}
 patterns = ["unstructured"] # {patterns}
                             # N:M keeps N of M weights and so fixes the sparsity at 1 - N/M
 sparsities = [0.1, 0.3, 0.5]  # fraction of the prunable weights that becomes zero
-variants = ["masked", "csr"]  # how the pruned weights are stored and run: {variants}
-                            # (the dense model is always measured too)
+variants = ["masked", "bitmap", "dense-bf16", "dense-int8", "dense-q4"]
+                            # how the pruned weights are stored and run: {variants}
+                            # (the dense model is always measured too; in narrower types, lossy, it is what one could
+                            # take instead of pruning: once a model, whatever the sparsities)
 # targets = ["attention", "mlp"]  # what is pruned: {targets}
 # allocation = "default"    # how the zeros are spread over layers: {allocations}
 # refit = false             # re-optimise the kept weights

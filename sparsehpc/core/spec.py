@@ -218,6 +218,8 @@ class Cell:
         if self.is_dense:
             return f"{self.model} dense{timed}"
         p = self.pruning
+        if p.is_dense:
+            return f"{self.model} {self.variant}{timed}"
         extra = "" if p.calibration is None else f" seed {p.calibration.seed}"
         return f"{self.model} {p.method} {p.pattern} {p.sparsity} {self.variant}{extra}{timed}"
 
