@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from aggregate.figures.data import ModelData, records
 from aggregate.figures.perplexity import note_worse, plain_ticks, worse_than_guessing
-from aggregate.figures.style import BLACK, MIB, label, new_figure, percent
+from aggregate.figures.style import BLACK, MIB, SIZE_REFERENCES, label, new_figure, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +16,9 @@ NAME = "pareto"
 TITLE = "Perplexity against size"
 CAPTION = (
     "Each point is a cell; the line joins those that no other cell beats in both size and perplexity. Hollow points "
-    "are not pruned: dense, and dense references in narrower types where the study has them. Cells worse than "
-    "guessing, above the size of the vocabulary, are counted and left out. Lower left is better."
+    "are not pruned: dense, and dense in narrower types; where the study did not evaluate those, a line stands at "
+    "their size. Cells worse than guessing, above the size of the vocabulary, are counted and left out. Lower left is "
+    "better."
 )
 
 
@@ -63,6 +64,25 @@ def draw(data: ModelData) -> Figure | None:
             textcoords="offset points",
             fontsize=7,
         )
+    for column, text, style in SIZE_REFERENCES:
+        variant = text.partition(",")[0]
+        if "lossy" not in text or column not in data.table or variant in set(rows["variant"]):
+            continue
+        size = data.table[column].max() / MIB
+        if size > 0:
+            # Not evaluated by this study, but it has a size: nobody should read a front without it.
+            axes.axvline(size, color="#888888", linestyle=style, linewidth=1, zorder=1)
+            axes.annotate(
+                f"{variant}: not evaluated here",
+                (size, 0.01),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, 0),
+                textcoords="offset points",
+                rotation=90,
+                va="bottom",
+                fontsize=6.5,
+                color="#444444",
+            )
     axes.set_yscale("log")
     note_worse(axes, data)
     plain_ticks(axes)

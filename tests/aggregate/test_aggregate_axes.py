@@ -14,7 +14,7 @@ import pytest
 from aggregate.advise import Limits, advise
 from aggregate.api import aggregate_run
 from aggregate.export import export_table
-from aggregate.figures import FIGURES, agreement, perplexity, size
+from aggregate.figures import FIGURES, agreement, pareto, perplexity, size
 from aggregate.figures.curves import series
 from aggregate.figures.data import load
 from aggregate.report import write_report
@@ -201,3 +201,22 @@ def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
                 at = smaller[np.isclose(smaller["sparsity_target"], float(sparsity) / 100)]
                 least = (at["bytes_total"] / at["bytes_dense_float32"]).min()
                 assert float(change) == pytest.approx(100 * (1 - least), abs=0.06)
+
+
+def test_front_marks_the_size_of_dense_references_that_were_not_evaluated(run):
+    (first, *_) = [data for data in load(run) if not data.pareto.empty and data.trained]
+    known = first.table.assign(bytes_dense_q4=4 << 20, bytes_dense_int8=8 << 20)
+    figure = pareto.draw(dataclasses.replace(first, table=known))
+    assert figure is not None
+    axes = figure.axes[0]
+    said = [text.get_text() for text in axes.texts if "not evaluated here" in text.get_text()]
+    assert sorted(said) == ["dense-int8: not evaluated here", "dense-q4: not evaluated here"]
+    lines = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+    assert {4.0, 8.0} <= set(lines)
+    # One that was evaluated is a point, not a line.
+    evaluated = first.pareto.assign(variant=first.pareto["variant"].where(~first.pareto["reference"], "dense-q4"))
+    again = pareto.draw(dataclasses.replace(first, table=known, pareto=evaluated))
+    assert again is not None
+    assert [t.get_text() for t in again.axes[0].texts if "not evaluated" in t.get_text()] == [
+        "dense-int8: not evaluated here"
+    ]

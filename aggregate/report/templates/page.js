@@ -324,7 +324,16 @@
     // Dense in each format is named in the plot: the reader looks for it first.
     const hidden = off(), log = (value) => (axis.type === "log" ? Math.log10(value) : value);
     const annotations = state.model === "" ? [] : cells.filter((cell) => cell.method === "none" && !hidden.has(cell.variant)).slice(0, 8).map((cell, n) => ({ x: x(cell), y: log(y(cell)), text: plain(cell.variant), showarrow: true, arrowhead: 0, arrowwidth: 1, arrowcolor: "#888888", ax: 0, ay: (loss === "perplexity" ? 1 : -1) * (22 + 14 * (n % 2)), font: { size: 11 } }));
-    plot("view-pareto", traces, layout(`${lossName} against ${costName}${some(cells.length, all.length, "cells")}`, costLabel, lossLabel, cells, { yaxis: axis, annotations }),
+    // What the study did not evaluate of them has a size all the same: nobody should read a front without it.
+    const lossy = [["bytes_dense_bf16", "dense-bf16"], ["bytes_dense_int8", "dense-int8"], ["bytes_dense_q4", "dense-q4"]];
+    const shapes = [];
+    for (const [name, variant] of cost === "bytes" && state.model !== "" ? lossy : []) {
+      const value = costScale * Math.max(0, ...own.map((cell) => cell[name] || 0));
+      if (!(value > 0) || known.some((cell) => cell.method === "none" && cell.variant === variant)) continue;
+      shapes.push({ type: "line", x0: value, x1: value, y0: 0, y1: 1, yref: "paper", line: { width: 1, dash: "dot", color: "#888888" } });
+      annotations.push({ x: value, y: 1, yref: "paper", yanchor: "top", xanchor: "left", textangle: 90, showarrow: false, font: { size: 10 }, text: `${variant}: not evaluated here` });
+    }
+    plot("view-pareto", traces, layout(`${lossName} against ${costName}${some(cells.length, all.length, "cells")}`, costLabel, lossLabel, cells, { yaxis: axis, shapes, annotations }),
       `${lossName} against ${costName} of ${cells.length} cells. On the front: ${front.slice(0, 8).map((cell) => `${cell.variant}${cell.method === "none" ? "" : `, ${methodName(cell)} ${percent(cell.s)}`} ${figure(x(cell))} ${cost === "bytes" ? "MiB" : "ms"}, ${figure(y(cell))}`).join("; ")}.`);
   };
 
