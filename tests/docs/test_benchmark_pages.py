@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,18 @@ def test_the_aggregate_page_shows_its_file_and_it_reaches_its_goals():
         assert against["pandas"]["ratio"] > 1
         assert min(row["ratio"] for row in against.values()) >= 1 / 1.3
         assert max(row["ours_peak_gib"] for row in against.values()) < GIB_ALLOWED
+
+
+def test_the_table_of_masks_is_what_the_benchmark_counted():
+    page = (RESULTS.parent / "calibration.md").read_text()
+    moved: dict[str, list[int]] = {}
+    for row in rows("masks"):
+        moved.setdefault(row["work"].partition(":")[0], []).append(sum(row["mask_bits_different"]))
+        bits = row["mask_bits"]
+        name = row["work"].partition(":")[0]
+        assert re.search(rf"^\| {name}( \(attention\))? \| [^|]* \| {bits:,} \|", page, re.M), name
+    assert len(moved) == 8
+    for name, (threads, batch, order) in moved.items():
+        [line] = re.findall(rf"^\| {name}(?: \(attention\))? \| .*$", page, re.M)
+        said = [int(cell.split()[0].replace(",", "")) for cell in line.strip("| ").split(" | ")[3:]]
+        assert said == [threads, batch, order], name
