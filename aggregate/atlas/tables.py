@@ -16,6 +16,7 @@ from aggregate.figures.data import Record, axis_words, missing, records
 from aggregate.figures.style import MIB, number, percent
 from aggregate.tables import read_table
 from aggregate.tipping import AGREEMENT_TOLERANCE, PERPLEXITY_TOLERANCE, REACHED
+from sparsehpc.core import schema
 from sparsehpc.core.layout import RunFolder
 
 Runs = Mapping[str, RunFolder]
@@ -181,6 +182,20 @@ def tipping_points(runs: Runs, name: str) -> str:
         "cells",
     )
     return as_table(heads, rows)
+
+
+def repeated(first: pd.DataFrame, second: pd.DataFrame) -> str:
+    """How far cells of two runs that measured the same thing lie apart, in words; empty where there are none."""
+    if first.empty or second.empty:
+        return ""
+    keys = [*(key for key in schema.KEYS.names if key not in ("cell_id", "resource", "options")), "evaluation_digest"]
+    both = first.merge(second, on=keys, suffixes=("", "_again"))
+    both = both[(both["method"] != "none") & (both["options"] == both["options_again"])]
+    if both.empty:
+        return ""
+    apart = (both["perplexity"] / both["perplexity_again"] - 1).abs().max()
+    how = "are equal to the last digit" if apart == 0 else f"differ by at most {number(100 * apart, 2)} %"
+    return f"{len(both)} cells are in both studies, computed at other times by other code: their perplexities {how}."
 
 
 def _way(row: Record) -> tuple[Any, ...]:

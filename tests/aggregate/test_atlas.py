@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from aggregate.api import aggregate_run
-from aggregate.atlas import keep_tables, kept_runs, render, write_results
+from aggregate.atlas import keep_tables, kept_runs, render, tables, write_results
 from aggregate.atlas.__main__ import main
 from aggregate.atlas.figures import draw
 from aggregate.atlas.kept import TABLES
 from aggregate.atlas.page import pages
+from aggregate.atlas.select import table_of
 from aggregate.claims import judge, load_tables, read_claims
 from sparsehpc.core.errors import UserError, UserErrors
 from sparsehpc.core.layout import RunFolder
@@ -210,3 +211,15 @@ def test_committed_figures_are_the_ones_that_are_drawn(tmp_path):
 
 def test_the_copy_stays_small():
     assert sum(path.stat().st_size for path in (RESULTS / "data").rglob("*") if path.is_file()) < 1_000_000
+
+
+def test_cells_of_two_studies_that_measured_the_same_are_held_together():
+    kept = kept_runs(Path(__file__).parents[2] / "docs" / "results" / "data")
+    methods = table_of(kept, "methods")
+    both = int(((methods["method"] != "none") & methods["perplexity"].notna()).sum())
+    assert tables.repeated(methods, methods).startswith(f"{both} cells are in both studies")
+    assert tables.repeated(methods, methods).endswith("are equal to the last digit.")
+    other = methods.assign(perplexity=methods["perplexity"] * 1.01)
+    assert tables.repeated(other, methods).endswith("differ by at most 1.0 %.")
+    assert tables.repeated(methods, methods.assign(evaluation_digest="another text")) == ""
+    assert tables.repeated(methods, methods.iloc[:0]) == ""
