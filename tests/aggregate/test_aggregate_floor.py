@@ -132,7 +132,7 @@ def test_export_and_report_say_it_in_words(run, monkeypatch):
     marked = [line for line in lines if "†" in line]
     assert len(marked) == 2
     assert all("| 0 | masked |" in line for line in marked)
-    page = write_report(run).read_text(encoding="utf-8")
+    page = write_report(run).read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     assert "keeps 99.9 % of its own choices at 1,500 positions" in page
     assert page.count("no measurable difference from dense") >= 2
     assert "smaller differences are no measurable difference" in (run.report / "summary.md").read_text()
