@@ -29,7 +29,7 @@ UNTRAINED = "untrained: its weights are random, so its behaviour says nothing ab
 _ALTERNATIVES = 3
 
 #: What cells of one way of pruning share whatever text they were calibrated on.
-_WAY = [name for name in schema.KEYS.names if name not in ("cell_id", "resource", "calibration_seed")]
+_WAY = [name for name in schema.KEYS.names if name not in ("cell_id", "calibration_seed")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

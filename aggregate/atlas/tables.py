@@ -51,10 +51,15 @@ def conditions(runs: Runs) -> str:
                 f"{(coverage['state'] == 'done').sum()} of {len(coverage)}",
                 text,
                 f"{markdown(machine)}, threads: {threads}",
-                f"`{str(found.get('commit', ''))[:10]}`, torch {versions.get('torch', '?')}",
+                f"`{_commit(str(found.get('commit', '')))}`, torch {versions.get('torch', '?')}",
             )
         )
     return as_table(("study", "cells done", "text", "machine", "code"), rows)
+
+
+def _commit(name: str) -> str:
+    """The first ten digits, and the mark of files that were changed and not committed."""
+    return name[:10] + ("+" if name.endswith("+") else "")
 
 
 def sizes(storage: pd.DataFrame) -> str:

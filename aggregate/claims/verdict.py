@@ -175,7 +175,10 @@ def _of_checks(verdicts: Sequence[str]) -> str:
     measured = set(verdicts) - {NOT_MEASURED}
     if len(measured) > 1:
         return DEPENDS
-    return NOT_MEASURED if NOT_MEASURED in verdicts or not measured else measured.pop()
+    # What no figure obeys is false whatever else might be measured; anything better waits for all of it.
+    return (
+        FALSE if measured == {FALSE} else NOT_MEASURED if NOT_MEASURED in verdicts or not measured else measured.pop()
+    )
 
 
 def _evidence(check: Check, table: pd.DataFrame, sums: WindowSums) -> Iterator[Evidence]:

@@ -119,6 +119,9 @@ def test_all_checks_must_agree(tmp_path):
     (ruling,) = rulings(tmp_path, measured, [row("a", bytes_ratio=0.5)])
     assert [found.verdict for found in ruling.findings] == [TRUE, NOT_MEASURED]
     assert ruling.verdict == NOT_MEASURED
+    (ruling,) = rulings(tmp_path, measured, [row("a", bytes_ratio=1.5)])
+    assert [found.verdict for found in ruling.findings] == [FALSE, NOT_MEASURED]
+    assert ruling.verdict == FALSE
 
 
 def test_the_interval_decides_and_too_few_windows_do_not(tmp_path):

@@ -83,7 +83,7 @@ class Admm(Method):
     )
     cost = (
         "An eigenvalue decomposition per matrix (on one thread, so that masks do not depend on their number), and up "
-        "to a few hundred products of in_features^2 x out_features; the slowest method here by far."
+        "to a few hundred products of in_features^2 x out_features; with refits the slowest here."
     )
     advice = "High sparsity and N:M, where its masks are better than those of a single sweep."
     differs = (

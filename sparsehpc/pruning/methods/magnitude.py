@@ -47,7 +47,7 @@ class Magnitude(Method):
     )
     formula = "score = |w|; the floor(s n) smallest of all n target weights of the model go"
     scope = "model"
-    cost = "Two passes over the weights, about 3 ns a weight; no calibration, no extra copy of the model."
+    cost = "Two passes over the weights, some nanoseconds a weight; no calibration, no extra copy of the model."
     advice = (
         "The baseline of every study. Harmless to some tens of percent on large models, poor on small ones; "
         "layers with small weights lose most."

@@ -34,7 +34,7 @@ class Wanda(Method):
         "inverse, no update."
     )
     advice = (
-        "The first calibrated method to try: nearly free, close to SparseGPT at 50 %. Add refit where weights "
+        "The first calibrated method to try: nearly free; behind SparseGPT on text like that of calibration. Add refit where weights "
         "may change."
     )
     differs = (

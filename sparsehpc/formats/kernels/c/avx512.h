@@ -6,7 +6,7 @@
 typedef __m512 vec;
 #define OP static inline __attribute__((always_inline))
 
-#include "gather.h"
+#include "look.h"
 
 OP vec v_set(float a) { return _mm512_set1_ps(a); }
 OP vec v_zero(void) { return _mm512_setzero_ps(); }
@@ -37,34 +37,21 @@ OP vec v_load_bf16(const uint16_t *p) {
 OP vec v_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
-OP vec look16(const uint16_t *indices, const float *x) {
+OP vec look(const uint16_t *indices, const float *x) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(look8(indices, x)), look8(indices + 8, x), 1);
 }
 /* Rows of sparse weights are short: what is left over is one masked step, not a loop of unknown length. */
-OP float gather_typed(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    vec sum = v_zero();
-    int64_t i = 0, bytes = type == SH_F32 ? 4 : 2;
-    for (; i + 16 <= count; i += 16) {
-        const void *next = values + bytes * i;
-        vec weights = type == SH_F32 ? v_load(next) : type == SH_BF16 ? v_load_bf16(next) : v_load_f16(next);
-        prefetch_row(next, indices + i);
-        sum = v_fma(weights, look16(indices + i, x), sum);
-    }
-    __mmask16 left = (__mmask16)((1u << (count - i)) - 1);
-    const void *last = values + bytes * i;
-    uint16_t few[16]; /* the first column where there is none: read, but not added */
-    _mm256_storeu_si256((__m256i *)(void *)few, _mm256_maskz_loadu_epi16(left, indices + i));
-    uint16_t halves[16];
-    vec weights;
-    if (type == SH_F32) {
-        weights = _mm512_maskz_loadu_ps(left, last);
-    } else {
-        _mm256_storeu_si256((__m256i *)(void *)halves, _mm256_maskz_loadu_epi16(left, last));
-        weights = type == SH_BF16 ? v_load_bf16(halves) : v_load_f16(halves);
-    }
-    return v_sum(_mm512_mask3_fmadd_ps(weights, look16(few, x), sum, left));
+#define SH_MASKED_REST
+OP float rest_of_row(const char *values, int type, const uint16_t *indices, int64_t left, const float *x, vec sum) {
+    const __mmask16 here = (__mmask16)((1u << left) - 1);
+    uint16_t few[16], halves[16]; /* the first column where there is none: read, but not added */
+    _mm256_storeu_si256((__m256i *)(void *)few, _mm256_maskz_loadu_epi16(here, indices));
+    if (type != SH_F32) _mm256_storeu_si256((__m256i *)(void *)halves, _mm256_maskz_loadu_epi16(here, values));
+    vec weights = type == SH_F32    ? _mm512_maskz_loadu_ps(here, values)
+                  : type == SH_BF16 ? v_load_bf16(halves)
+                                    : v_load_f16(halves);
+    return v_sum(_mm512_mask3_fmadd_ps(weights, look(few, x), sum, here));
 }
-GATHER_ROW
 OP vec v_load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
 }

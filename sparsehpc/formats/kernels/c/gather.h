@@ -1,28 +1,35 @@
-/* Values of x at 16-bit indices. Loaded one by one on purpose: gather instructions are no faster on AMD, and microcode
- * against data sampling has made them slow on many Intel processors. Needs AVX. */
-#include <immintrin.h>
-#include <string.h>
+/* Rows of 16-bit indices, one token at a time. Included by template.h behind load_values. */
 
-/* Four indices come as one word: a load for each of them would be what limits it. */
-OP __m128 look4(uint64_t indices, const float *x) {
-    __m128 low = _mm_insert_ps(_mm_load_ss(x + (uint16_t)indices), _mm_load_ss(x + (uint16_t)(indices >> 16)), 0x10);
-    __m128 high = _mm_insert_ps(_mm_load_ss(x + (uint16_t)(indices >> 32)), _mm_load_ss(x + (indices >> 48)), 0x10);
-    return _mm_movelh_ps(low, high);
-}
-OP __m256 look8(const uint16_t *indices, const float *x) {
-    uint64_t four[2];
-    memcpy(four, indices, sizeof four);
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(look4(four[0], x)), look4(four[1], x), 1);
-}
-/* What is read next, while this is multiplied: hardware does not follow two streams as far as that. */
-OP void prefetch_row(const char *values, const uint16_t *indices) {
-    __builtin_prefetch(values + 2048, 0, 3);
-    __builtin_prefetch((const char *)indices + 1024, 0, 3);
-}
-/* One row: the sum of values[i] * x[indices[i]]. The version says how a vector of it and what is left over is summed. */
-#define GATHER_ROW                                                                                                     \
-    OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {        \
-        if (type == SH_F32) return gather_typed(values, SH_F32, indices, count, x);                                    \
-        if (type == SH_BF16) return gather_typed(values, SH_BF16, indices, count, x);                                  \
-        return gather_typed(values, SH_F16, indices, count, x);                                                        \
+#ifndef SH_MASKED_REST
+INLINE float rest_of_row(const char *values, int type, const uint16_t *indices, int64_t left, const float *x, vec sum) {
+    float rest = 0.0f;
+    for (int64_t i = 0; i < left; i++) {
+        uint16_t half;
+        float weight;
+        if (type == SH_F32) memcpy(&weight, values + 4 * i, sizeof weight);
+        if (type != SH_F32) memcpy(&half, values + 2 * i, sizeof half);
+        if (type == SH_BF16) weight = sh_from_bf16(half);
+        if (type == SH_F16) weight = sh_from_f16(half);
+        rest += weight * x[indices[i]];
     }
+    return v_sum(sum) + rest;
+}
+#endif
+
+/* One row of 16-bit indices: the sum of values[i] * x[indices[i]]. */
+INLINE float row_of(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
+    vec sum = v_zero();
+    int64_t i = 0, bytes = element_bytes(type);
+    for (; i + LANES <= count; i += LANES) {
+        /* Hardware does not follow two streams as far ahead. */
+        __builtin_prefetch(values + bytes * i + 2048, 0, 3);
+        __builtin_prefetch((const char *)(indices + i) + 1024, 0, 3);
+        sum = v_fma(load_values(values + bytes * i, type), look(indices + i, x), sum);
+    }
+    return rest_of_row(values + bytes * i, type, indices + i, count - i, x, sum);
+}
+INLINE float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
+    if (type == SH_F32) return row_of(values, SH_F32, indices, count, x);
+    if (type == SH_BF16) return row_of(values, SH_BF16, indices, count, x);
+    return row_of(values, SH_F16, indices, count, x);
+}

@@ -15,7 +15,7 @@ typedef __m256 vec;
 #define OP static inline __attribute__((always_inline))
 
 #include "expand_table.h"
-#include "gather.h"
+#include "look.h"
 #include "nibbles.h"
 
 OP vec v_set(float a) { return _mm256_set1_ps(a); }
@@ -34,27 +34,7 @@ OP vec v_load_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 OP vec v_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
-OP float gather_typed(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    vec sum = v_zero();
-    int64_t i = 0, bytes = type == SH_F32 ? 4 : 2;
-    for (; i + 8 <= count; i += 8) {
-        const void *next = values + bytes * i;
-        vec weights = type == SH_F32 ? v_load(next) : type == SH_BF16 ? v_load_bf16(next) : v_load_f16(next);
-        prefetch_row(next, indices + i);
-        sum = v_fma(weights, look8(indices + i, x), sum);
-    }
-    float rest = 0.0f;
-    for (; i < count; i++) {
-        uint32_t word = 0;
-        memcpy(&word, values + bytes * i, (size_t)bytes);
-        float weight = type == SH_F16 ? _cvtsh_ss((uint16_t)word) : 0.0f;
-        if (type == SH_BF16) word <<= 16;
-        if (type != SH_F16) memcpy(&weight, &word, sizeof weight);
-        rest += weight * x[indices[i]];
-    }
-    return v_sum(sum) + rest;
-}
-GATHER_ROW
+OP vec look(const uint16_t *indices, const float *x) { return look8(indices, x); }
 OP vec v_load_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
 }

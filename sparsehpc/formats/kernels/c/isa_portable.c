@@ -57,24 +57,7 @@ OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
     for (; word; word &= word - 1) *out++ = (uint16_t)(base + (uint32_t)__builtin_ctzll(word));
 }
 
-OP float value_at(const char *values, int type, int64_t i) {
-    if (type == SH_F32) return ((const float *)(const void *)values)[i];
-    uint16_t half = ((const uint16_t *)(const void *)values)[i];
-    return type == SH_BF16 ? sh_from_bf16(half) : sh_from_f16(half);
-}
-
-OP float gather_row(const char *values, int type, const uint16_t *indices, int64_t count, const float *x) {
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-    int64_t i = 0;
-    for (; i + 4 <= count; i += 4) {
-        s0 += value_at(values, type, i) * x[indices[i]];
-        s1 += value_at(values, type, i + 1) * x[indices[i + 1]];
-        s2 += value_at(values, type, i + 2) * x[indices[i + 2]];
-        s3 += value_at(values, type, i + 3) * x[indices[i + 3]];
-    }
-    for (; i < count; i++) s0 += value_at(values, type, i) * x[indices[i]];
-    return (s0 + s2) + (s1 + s3);
-}
+OP vec look(const uint16_t *indices, const float *x) { vec r; EACH r.f[j] = x[indices[j]]; return r; }
 
 OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
     int64_t count = 0;

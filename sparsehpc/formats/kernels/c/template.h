@@ -9,7 +9,9 @@
  *                                   vectors, 0 where the mask has no bit; codes from number `code` on, block grids
  *   list_columns(out, word, base)   append base + (positions of set bits) as 16-bit numbers (64 may be written)
  *   count_below(columns, left, bound)   how many of the first 64 ascending columns (at most `left`) are below bound
- *   gather_row(values, type, indices, count, x)   sum of values[i] * x[indices[i]]
+ *   look(indices, x)                LANES values of x at 16-bit indices
+ *   SH_MASKED_REST                  optional: rest_of_row(values, type, indices, left, x, sum), what a row holds behind
+ *                                   its whole vectors added to their sum in one step
  *   SH_SUM16                        optional: v_sum16(v), the sums of sixteen vectors of sixteen lanes as one vector
  *   SH_OWN_BF16                     optional: products of bfloat16 pairs
  *   SH_OWN_Q4                       optional: products of 4-bit codes for few tokens
@@ -33,6 +35,8 @@ INLINE vec load_values(const char *p, int type) {
     default: return v_load_i8((const int8_t *)p);
     }
 }
+
+#include "gather.h"
 
 /* 32 position bits as a mask of 64 columns: the 2-bit code of group g becomes one of bits 4g to 4g + 3. */
 INLINE uint64_t mask_of_positions(uint64_t codes) {
