@@ -176,9 +176,9 @@ def _of_checks(verdicts: Sequence[str]) -> str:
     if len(measured) > 1:
         return DEPENDS
     # What no figure obeys is false whatever else might be measured; anything better waits for all of it.
-    return (
-        FALSE if measured == {FALSE} else NOT_MEASURED if NOT_MEASURED in verdicts or not measured else measured.pop()
-    )
+    if measured == {FALSE}:
+        return FALSE
+    return NOT_MEASURED if NOT_MEASURED in verdicts or not measured else measured.pop()
 
 
 def _evidence(check: Check, table: pd.DataFrame, sums: WindowSums) -> Iterator[Evidence]:

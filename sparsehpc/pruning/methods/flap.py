@@ -48,7 +48,7 @@ class Flap(Method):
     scope = "model"
     whole_model = True
     cost = "One walk of the dense model over the calibration text, and one look at the matrices that read the units."
-    advice = "Structured pruning without retraining; the bias compensation gives back what the removed units added on average."
+    advice = "Structured pruning without retraining; the biases give back what the removed units added on average."
     differs = (
         "Published code updates its mean in place before it uses it, so its variance is not Welford's, hard-codes a "
         "head size of 128 and the price of a head, squares the score of attention, overwrites a bias that is there, "

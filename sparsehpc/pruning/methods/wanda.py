@@ -34,8 +34,8 @@ class Wanda(Method):
         "inverse, no update."
     )
     advice = (
-        "The first calibrated method to try: nearly free; behind SparseGPT on text like that of calibration. Add refit where weights "
-        "may change."
+        "The first calibrated method to try: nearly free; behind SparseGPT on text like that of calibration. Add refit "
+        "where weights may change."
     )
     differs = (
         "Published code counts the weights it removes in N:M and divides squared norms by sequences, which "
