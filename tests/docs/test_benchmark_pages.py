@@ -138,3 +138,25 @@ def test_the_table_of_masks_is_what_the_benchmark_counted():
         [line] = re.findall(rf"^\| {name}(?: \(attention\))? \| .*$", page, re.M)
         said = [int(cell.split()[0].replace(",", "")) for cell in line.strip("| ").split(" | ")[3:]]
         assert said == [threads, batch, order], name
+
+
+def test_what_the_byte_limit_would_reach_is_what_the_files_say():
+    page = (RESULTS / "benchmarks-kernels.md").read_text()
+    for name, label in (
+        ("kernels-pythia-410m", "pythia-410m, two threads"),
+        ("kernels-opt-125m", "opt-125m, two threads"),
+        ("kernels-opt-125m-1-thread", "opt-125m, one thread"),
+    ):
+        at = {(row["work"], row["baseline"], row["sparsity"]): row["ratio"] for row in rows(name)}
+        for work, against in (
+            ("gemv auto", "best dense"),
+            ("gemv auto", "torch CSR"),
+            ("gemv bfloat16 auto", "best dense"),
+        ):
+            cells = [f"{at[work, against, s] / at[work, 'byte limit', s]:.2f}" for s in (0.3, 0.5, 0.7, 0.9)]
+            # The byte limit would be ... times as fast.
+            assert f"| {label}: {work} | {against} | {' | '.join(cells)} |" in page
+
+
+def test_expected_memory_was_within_a_quarter_of_the_peak():
+    assert all(abs(row["peak_rss_gib"] / row["predicted_gib"] - 1) <= 0.25 for row in rows("memory"))
