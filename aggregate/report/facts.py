@@ -11,7 +11,7 @@ from aggregate.figures.data import Combination, ModelData, Record, Subject, miss
 from aggregate.figures.style import number, percent
 from aggregate.floor import NO_MEASURABLE_DIFFERENCE, floor_of
 from aggregate.report.phrases import MOST_METHODS, Fact, against, interval, known, listed, mib, share, signed
-from aggregate.report.reach import breaks, furthest, gain, how_far
+from aggregate.report.reach import breaks, furthest, gain, how_far, narrower
 from aggregate.report.speed import break_evens, headlines
 
 #: From so many times the perplexity of dense on, percent say less than a multiple.
@@ -49,6 +49,9 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
         return
     yield from furthest(data)
     yield from gain(data)
+    yield from narrower(data)
+    if data.trained and data.latency.empty:
+        yield Fact("Speed was not measured in this study; a table [latency] in its file does that.", "speed")
     yield from _by_method(data, shown)
     chosen = _told(data, shown)
     reach: dict[str, list[str]] = {}
@@ -78,7 +81,7 @@ def _facts(data: ModelData, study: pd.DataFrame) -> Iterator[Fact]:
                 yield from _size(row, f" by {method.words}")
                 yield from _flips(row)
     for row in records(at)[:1]:
-        yield from _directions(row)
+        yield from _directions(row, data.methods[0].words)
     yield from _old_accounting(at, study)
     yield from _floor(data)
     if len(data.methods) > MOST_METHODS:
@@ -199,12 +202,12 @@ def _flips(row: Record) -> Iterator[Fact]:
         )
 
 
-def _directions(row: Record) -> Iterator[Fact]:
+def _directions(row: Record, words: str) -> Iterator[Fact]:
     """Tokens that went wrong, and tokens that went right."""
     if known(row, "dense_only_right", "variant_only_right"):
         yield Fact(
-            f"As {row['variant']} at {percent(row['sparsity_target'])}, {row['dense_only_right']:,.0f} of the text's "
-            f"tokens that dense predicts are lost, and {row['variant_only_right']:,.0f} that dense misses are won.",
+            f"By {words} as {row['variant']} at {percent(row['sparsity_target'])}, "
+            f"{row['dense_only_right']:,.0f} of the text's tokens that dense predicts are lost, and {row['variant_only_right']:,.0f} that dense misses are won.",
             "accuracy",
         )
 

@@ -6,15 +6,26 @@ from collections.abc import Iterator
 
 from aggregate.figures.data import Combination, ModelData, Record, missing, records
 from aggregate.figures.style import number, percent
-from aggregate.report.phrases import MOST_METHODS, Fact, against, known, listed, share
+from aggregate.report.phrases import MOST_METHODS, Fact, against, known, listed, mib, share
 from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
+
+#: Metrics that a tolerance is set for, and the tolerance in words.
+_TOLERANCES = {
+    "perplexity": "within +{:.3g} % perplexity",
+    "top1_agreement": "with at least {:.3g} % of the top-1 choices kept",
+}
 
 
 def furthest(data: ModelData) -> Iterator[Fact]:
-    """Which of several ways of pruning goes furthest within the tolerance; untrained models rank nothing."""
+    """How far every way of pruning goes within each tolerance; untrained models rank nothing."""
     if not data.trained or len(data.methods) < 2 or data.tipping.empty:
         return
-    rows = data.tipping[(data.tipping["metric"] == "perplexity") & (data.tipping["answer"] != NO_DATA)]
+    for metric, words in _TOLERANCES.items():
+        yield from _ends(data, metric, words)
+
+
+def _ends(data: ModelData, metric: str, words: str) -> Iterator[Fact]:
+    rows = data.tipping[(data.tipping["metric"] == metric) & (data.tipping["answer"] != NO_DATA)]
     places: list[tuple[float, Combination, Record]] = []
     for method in data.methods:
         found = records(method.rows(rows).drop_duplicates("calibration_seed"))
@@ -23,19 +34,19 @@ def furthest(data: ModelData) -> Iterator[Fact]:
             places.append((_reach(row), method, row))
     if len(places) < 2:
         return
-    tolerance = f"+{100 * places[0][2]['tolerance']:.3g} % perplexity"
+    tolerance = words.format(100 * places[0][2]["tolerance"])
     place, method, row = max(places, key=lambda one: one[0])
     # Whose first measured sparsity is already beyond, and larger than the best, may go further or not: nobody knows.
     unknown = [one.words for reach, one, other in places if reach == 0 and float(other["sparsity_beyond"]) > place]
     if place == 0:
         first = percent(min(float(one["sparsity_beyond"]) for _, _, one in places))
         yield Fact(
-            f"How far it can be pruned within {tolerance}: less than the first sparsity measured ({first} or more) by "
+            f"How far it can be pruned {tolerance}: less than the first sparsity measured ({first} or more) by "
             f"each of {len(places)} ways of pruning.",
             "tipping",
         )
         return
-    text = f"How far it can be pruned within {tolerance}, by the {row['basis']}: by {method.words} "
+    text = f"How far it can be pruned {tolerance}, by the {row['basis']}: by {method.words} "
     text += _to(place, row)
     others = [one for one in sorted(places, key=lambda one: -one[0]) if one[1] is not method and one[0] > 0]
     if others:
@@ -61,6 +72,7 @@ def _to(place: float, row: Record) -> str:
 def gain(data: ModelData) -> Iterator[Fact]:
     """What the zeros are worth, by sparsity, in the lossless format that takes fewest bytes at most of them."""
     rows = data.pruned[(data.pruned["pattern"] == "unstructured") & data.pruned["lossless"].astype(bool)]
+    rows = rows[rows["targets"] == data.pruned["targets"].mode().iloc[0]]
     if rows.empty or "bytes_total" not in rows or "bytes_dense_float32" not in rows:
         return
     smallest = rows.loc[rows.groupby("sparsity_target")["bytes_total"].idxmin(), "variant"].mode().iloc[0]
@@ -71,7 +83,18 @@ def gain(data: ModelData) -> Iterator[Fact]:
     for row in records(one):
         change = against(row["bytes_total"], row["bytes_dense_float32"]).removesuffix(" than")
         at.append(f"{change.replace('the size of', 'the same size')} at {percent(row['sparsity_target'])}")
-    yield Fact(f"What that gains in memory, stored as {smallest}, against dense float32: {listed(at)}.", "bytes")
+    yield Fact(f"What zeros save in memory, stored as {smallest}, against dense float32: {listed(at)}.", "bytes")
+
+
+def narrower(data: ModelData) -> Iterator[Fact]:
+    """What the dense model is in narrower types: what pruning has to beat."""
+    parts = [
+        f"{row['variant']} takes {mib(row['bytes_total'])} and has perplexity {number(row['perplexity'])}"
+        for row in records(data.table[data.table["method"] == "none"])
+        if row["variant"] != "dense" and known(row, "bytes_total", "perplexity")
+    ]
+    if parts and data.trained:
+        yield Fact(f"Not pruned at all, in a narrower type: {'; '.join(parts)}.", "pareto")
 
 
 def _reach(row: Record) -> float:

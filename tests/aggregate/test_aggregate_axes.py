@@ -183,7 +183,7 @@ def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
     none = read_table(run, "global").to_pandas().iloc[:0]
     for data, model in zip(load(run), facts_of(load(run), none), strict=True):
         texts = [fact.text for fact in model.facts]
-        far = [text for text in texts if text.startswith("How far it can be pruned")]
+        far = [text for text in texts if text.startswith("How far it can be pruned within")]
         rows = data.tipping[data.tipping["metric"] == "perplexity"].drop_duplicates(["method", "options"])
         assert len(far) == (len(rows) > 1)
         for text in far:
@@ -192,7 +192,7 @@ def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
             assert len(ends) == min(len(reached), 4)
             assert ends == sorted(ends, reverse=True)
         smaller = data.pruned[data.pruned["bytes_total"] < data.pruned["bytes_dense_float32"]]
-        gains = [text for text in texts if text.startswith("What that gains in memory")]
+        gains = [text for text in texts if text.startswith("What zeros save in memory")]
         assert len(gains) == (not smaller[smaller["pattern"] == "unstructured"].empty)
         for text in gains:
             said = re.findall(r"([\d.]+) % smaller at ([\d.]+) %", text)
