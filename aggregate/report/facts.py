@@ -207,7 +207,8 @@ def _directions(row: Record, words: str) -> Iterator[Fact]:
     if known(row, "dense_only_right", "variant_only_right"):
         yield Fact(
             f"By {words} as {row['variant']} at {percent(row['sparsity_target'])}, "
-            f"{row['dense_only_right']:,.0f} of the text's tokens that dense predicts are lost, and {row['variant_only_right']:,.0f} that dense misses are won.",
+            f"{row['dense_only_right']:,.0f} of the text's tokens that dense predicts are lost, and "
+            f"{row['variant_only_right']:,.0f} that dense misses are won.",
             "accuracy",
         )
 
