@@ -14,6 +14,7 @@ import pandas as pd
 from aggregate.diff import cell_name
 from aggregate.figures.data import SUBJECT_AXES, Record, axis_words, matching, missing, records, varying
 from aggregate.figures.style import MIB, number
+from aggregate.floor import NO_MEASURABLE_DIFFERENCE, is_dense_but_for_rounding
 from aggregate.latency import beside
 from aggregate.private import scrub
 from aggregate.report.phrases import mib, share, signed
@@ -302,7 +303,8 @@ def _evidence(row: Record) -> str:
     if not missing(row.get("bytes_total")):
         parts.append(mib(row["bytes_total"]))
     if not missing(row.get("perplexity")) and not missing(row.get("perplexity_dense")):
-        change = signed(row["perplexity"] / row["perplexity_dense"] - 1)
+        same = is_dense_but_for_rounding("perplexity", row)
+        change = NO_MEASURABLE_DIFFERENCE if same else signed(row["perplexity"] / row["perplexity_dense"] - 1)
         span = f"{number(row['perplexity'])}{_span(row, 'perplexity')}"
         parts.append(f"perplexity {number(row['perplexity_dense'])} -> {span} ({change})")
     if not missing(row.get("top1_agreement")):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from aggregate import statistics
-from aggregate.floor import NO_MEASURABLE_DIFFERENCE
+from aggregate.floor import NATS, NO_DIFFERENCE_NATS, NO_MEASURABLE_DIFFERENCE
 from aggregate.statistics import Floats
 
 #: Which way a figure is better; figures that are not listed are neither.
@@ -35,14 +35,6 @@ SAME, BETTER_THAN, WORSE_THAN, UNKNOWN = "same", "better", "worse", "not compara
 
 #: Relative difference below which two figures are the same: other thread counts and batches change as much.
 NO_DIFFERENCE = 1e-6
-
-#: The same in nats per token, whatever the figure's size. Logits between 16 and 32 lie 1.9e-6 apart in float32, and
-#: sums over hundreds of products in another order (a sparse kernel against a dense one, with the same weights) move a
-#: logit by a few such steps; a divergence or a likelihood can be no surer than its logits.
-NO_DIFFERENCE_NATS = 1e-5
-
-#: Figures that are means of nats per token; perplexity is compared by its logarithm.
-_NATS = ("kl", "nll", "perplexity")
 
 
 class Difference(NamedTuple):
@@ -104,7 +96,7 @@ def difference(
     bounds = statistics.ratio_interval(top, bottom)
     lo, hi = float(bounds.lo[0]), float(bounds.hi[0])
     scale = max(abs(first[0].sum() / bottom.sum()), abs(second[0].sum() / bottom.sum()), 1e-300)
-    least = max(NO_DIFFERENCE * scale, NO_DIFFERENCE_NATS if metric in _NATS else 0.0, floor)
+    least = max(NO_DIFFERENCE * scale, NO_DIFFERENCE_NATS if metric in NATS else 0.0, floor)
     if abs(value) <= least:
         return Difference(SAME, value, lo, hi, NO_MEASURABLE_DIFFERENCE)
     if math.isnan(lo):

@@ -32,7 +32,7 @@ def methods_paragraph(run: RunFolder) -> str:
         return f"None of the {len(coverage)} planned cells is done."
     costs = read_table(run, "costs").to_pandas()
     pruned = table[table["method"] != "none"]
-    text = f"We evaluated {_models(table)}, {_pruning(pruned)}. "
+    text = f"We evaluated {_models(table)}, {_pruning(pruned)}. {_references(table)}{_refined(run)}"
     learned = pruned[pruned["calibration_corpus"].notna()] if len(pruned) else pruned
     for row in _rows(learned, ["calibration_corpus", "calibration_windows", "calibration_window_tokens"]):
         seeds = learned[learned["calibration_corpus"] == row["calibration_corpus"]]["calibration_seed"].nunique()
@@ -57,7 +57,7 @@ def methods_paragraph(run: RunFolder) -> str:
         sorted({scrub(str(name)) for name in costs["cpu_model"]} | {scrub(str(n)) for n in costs["device_name"]})
     )
     threads = _listed(str(count) for count in sorted(set(costs["threads"])))
-    return text + f"Cells ran on {machines} with {threads} threads, {_software(run)}."
+    return text + f"Cells ran on {machines} with {threads} thread{'s' * (threads != '1')}, {_software(run)}."
 
 
 def citation(run: RunFolder) -> str:
@@ -88,15 +88,34 @@ def _models(table: pd.DataFrame) -> str:
 
 
 def _pruning(pruned: pd.DataFrame) -> str:
+    """What ran, no product of lists: methods stand together where sparsities, targets and storage are the same."""
     if pruned.empty:
         return "without pruning"
-    methods = _listed(
-        _method(row) for row in _rows(pruned, ["method", "pattern", "allocation", "refit", "true_sequential"])
+    way = ["method", "pattern", "allocation", "refit", "true_sequential"]
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for _, part in pruned.groupby([*way, "targets"], dropna=False, sort=False):
+        by_sparsities: dict[str, list[str]] = {}
+        for variant, rows in part.groupby("variant", sort=False):
+            by_sparsities.setdefault(_listed(percent(s) for s in sorted(set(rows["sparsity_target"]))), []).append(
+                str(variant)
+            )
+        for sparsities, variants in by_sparsities.items():
+            key = (sparsities, str(part["targets"].iloc[0]), _listed(variants))
+            together.setdefault(key, []).append(_method(_rows(part, way)[0]))
+    return "pruned by " + "; by ".join(
+        f"{_listed(methods)} at {sparsities} of the prunable weights ({targets}), stored as {variants}"
+        for (sparsities, targets, variants), methods in together.items()
     )
-    sparsities = _listed(percent(s) for s in sorted(set(pruned["sparsity_target"])))
-    targets = _listed(sorted(set(pruned["targets"])))
-    variants = _listed(dict.fromkeys(pruned["variant"]))
-    return f"pruned by {methods} at {sparsities} of the prunable weights ({targets}), stored as {variants}"
+
+
+def _references(table: pd.DataFrame) -> str:
+    """Dense models in other types."""
+    names = list(dict.fromkeys(table.loc[(table["method"] == "none") & (table["variant"] != "dense"), "variant"]))
+    return f"Beside them stand the dense weights as {_listed(names)}. " if names else ""
+
+
+def _refined(run: RunFolder) -> str:
+    return "Some sparsities were added by bisection around the tipping points. " if run.extensions.is_file() else ""
 
 
 def _method(row: dict[str, Any]) -> str:

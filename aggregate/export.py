@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from aggregate.compare import BETTER, WindowSums, not_worse_than_best
 from aggregate.describe import citation, methods_paragraph
 from aggregate.figures.data import Record, extra_columns, missing, records
-from aggregate.figures.style import MIB, number, percent
+from aggregate.figures.style import MIB, interval_decimals, number, percent
 from aggregate.floor import DAGGER, DAGGER_NOTE, floor_of, is_dense_but_for_rounding
 from aggregate.private import scrub, scrub_table
 from aggregate.tables import TABLES, read_table
@@ -289,17 +288,6 @@ def _text(row: Record, name: str, field: pa.Field, bold: bool) -> tuple[str, str
     if isinstance(value, int) and scale == 1.0:
         return f"{value:,}", "", bold
     return number(scale * value, _DIGITS), "", bold
-
-
-def interval_decimals(half_width: float) -> int:
-    """Decimals that show two significant digits of an interval's half width.
-
-    >>> interval_decimals(0.151), interval_decimals(12.0), interval_decimals(0.0004)
-    (2, 0, 5)
-    """
-    if not half_width > 0 or math.isinf(half_width):
-        return 2
-    return max(0, 1 - math.floor(math.log10(half_width)))
 
 
 def _notes(frame: pd.DataFrame, columns: list[str], bold: bool) -> list[str]:

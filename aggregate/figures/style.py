@@ -154,6 +154,17 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def interval_decimals(half_width: float) -> int:
+    """Decimals that show two significant digits of an interval's half width.
+
+    >>> interval_decimals(0.151), interval_decimals(12.0), interval_decimals(0.0004)
+    (2, 0, 5)
+    """
+    if not half_width > 0 or math.isinf(half_width):
+        return 2
+    return max(0, 1 - math.floor(math.log10(half_width)))
+
+
 @lru_cache(maxsize=1)
 def _glyphs() -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font

@@ -9,6 +9,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from aggregate import compare
 from aggregate.advise import UNTRAINED, Limits, advise, advise_all, runs_of
 from aggregate.api import aggregate_run
 from aggregate.compare import WindowSums, difference, exact, not_worse_than_best
+from aggregate.describe import _pruning
 from aggregate.diff import diff_runs
 from aggregate.export import export_table, interval_decimals, latex
 from aggregate.merge import merge_runs
@@ -491,3 +493,19 @@ def test_advice_by_model_name_looks_into_all_runs(run):
 def test_directions_are_of_known_figures(run):
     columns = set(read_table(run, "global").column_names) | set(read_table(run, "costs").column_names)
     assert set(compare.BETTER) <= columns
+
+
+def test_the_methods_paragraph_names_what_ran_and_no_product_of_lists():
+    ran = [("magnitude", 0.2, "masked"), ("magnitude", 0.3, "masked"), ("magnitude", 0.3, "csr")]
+    ran += [("random", 0.2, "masked"), ("random", 0.3, "masked"), ("wanda", 0.5, "bitmap")]
+    same = {"pattern": "unstructured", "allocation": "default", "refit": False, "true_sequential": None}
+    rows = [
+        {"method": method, "sparsity_target": sparsity, "variant": variant, "targets": "attention+mlp", **same}
+        for method, sparsity, variant in ran
+    ]
+    assert _pruning(pd.DataFrame(rows)) == (
+        "pruned by magnitude (unstructured) and random (unstructured) at 20 % and 30 % of the prunable weights "
+        "(attention+mlp), stored as masked; by magnitude (unstructured) at 30 % of the prunable weights "
+        "(attention+mlp), stored as csr; by wanda (unstructured) at 50 % of the prunable weights (attention+mlp), "
+        "stored as bitmap"
+    )

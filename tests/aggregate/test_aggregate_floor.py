@@ -72,10 +72,12 @@ def test_floors_by_eye():
         0,
     )
     assert floor.mark(row) == "no measurable difference from dense"
-    assert floor.mark(row | {"kl": 1.1e-11}) == ""
-    assert floor.mark(row | {"log_perplexity_difference": 2e-6}) == ""
+    assert floor.mark(row | {"kl": 1.1e-5}) == ""
+    assert floor.mark(row | {"kl": 9e-6, "log_perplexity_difference": -9e-6}) != ""
+    assert floor.mark(row | {"log_perplexity_difference": 1.1e-5}) == ""
     assert floor.mark(row | {"top1_agreement": 0.99}) == ""
-    assert floor.mark(row | {"method": "none"}) == ""
+    assert floor.mark(row | {"method": "none", "variant": "dense"}) == ""
+    assert floor.mark(row | {"method": "none", "variant": "dense-q4"}) != ""
     for absent in (None, math.nan, pd.NA):
         assert floor.floor_of("kl", {"floor_kl_max": absent}) == 0
         assert floor.mark(row | {"floor_kl_max": absent}) == ""
