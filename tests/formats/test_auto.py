@@ -23,10 +23,13 @@ def pruned(sparsity: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         (0.0, torch.float32, "dense", "dense"),
         (0.3, torch.float32, "bitmap", "bitmap"),
         (0.7, torch.float32, "bitmap", "bitmap"),
+        (0.85, torch.float32, "bitmap", "bitmap"),
+        (0.88, torch.float32, "csr16", "bitmap"),
         (0.9, torch.float32, "csr16", "bitmap"),
         (0.99, torch.float32, "csr16", "csr16"),
         (0.3, torch.bfloat16, "bitmap", "bitmap"),
         (0.9, torch.bfloat16, "bitmap", "bitmap"),
+        (0.93, torch.bfloat16, "csr16", "bitmap"),
         (0.97, torch.bfloat16, "csr16", "csr16"),
     ],
 )
@@ -48,6 +51,10 @@ def test_patterns_get_their_own_formats() -> None:
     kept = weight.view(64, -1, 4).scatter(2, order[:, :, :2], 0.0).view(64, 512)
     for name in ("auto", "auto-size"):
         assert FORMATS.get(name).chosen(FORMATS.get(name).encode(kept, "2:4")) == "nm"
+    one = weight.view(64, -1, 4).scatter(2, order[:, :, :3], 0.0).view(64, 512)
+    for name in ("auto", "auto-size"):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert FORMATS.get(name).chosen(FORMATS.get(name).encode(one.to(dtype), "1:4")) == "nm"
     blocks = pruned(0.0)
     blocks.view(8, 8, 64, 8)[:, :, ::2] = 0
     assert FORMATS.get("auto-size").chosen(FORMATS.get("auto-size").encode(blocks, "block8x8")) == "bsr"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import subprocess
 import sys
@@ -130,6 +131,54 @@ def test_an_input_that_is_no_number_reaches_only_rows_that_read_it(isa: str, dty
 
 @needs_kernels
 @pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("name", ["bitmap", "bitmap-int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_words_of_any_content_in_rows_that_keep_few(isa: str, name: str, dtype: torch.dtype) -> None:
+    """Full words, words with one more than half, single weights; as first, second and last row of a pair."""
+    weight = torch.zeros(11, 320)
+    generator = torch.Generator().manual_seed(3)
+    for row in range(11):
+        weight[row, 64 * (row % 5) : 64 * (row % 5) + 64 - row % 2] = 1
+        weight[row, 64 * ((row + 2) % 5) : 64 * ((row + 2) % 5) + row + 25] = 1
+        weight[row, row] = 1
+    weight *= torch.randn(11, 320, generator=generator)
+    item = FORMATS.get(name).encode(weight.to(dtype))
+    assert isinstance(item, Packed)
+    for x_dtype in DTYPES:
+        check(item, torch.randn(1, 320, generator=generator).to(x_dtype), isa)
+
+
+@needs_kernels
+@pytest.mark.parametrize("columns", [64, 192])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_input_that_is_no_number_and_bitmap_rows_that_keep_few(
+    columns: int, dtype: torch.dtype, value: float
+) -> None:
+    """Lanes without a weight look some input up too, and values of the next row lie behind those of this one."""
+    from sparsehpc.formats.kernels import ops
+
+    if "avx512-vbmi2" not in AVAILABLE:
+        pytest.skip("other instruction sets multiply by zeros in place, which gives no number, as dense weights do")
+    weight = torch.zeros(27, columns, dtype=dtype)
+    for row in range(26):
+        weight[row, 1 : row + 1] = 1
+    weight[26, 0] = 1
+    x = torch.ones(1, columns, dtype=dtype)
+    x[0, 0] = value
+    operator, arrays = FORMATS.get("bitmap").encode(weight)._operator  # type: ignore[attr-defined]
+    y = ops.multiply(x, ops.ARRAYS[operator](x, *arrays), "avx512-vbmi2", ops.SMALL)[0].float()
+    assert y[:26].tolist() == list(range(26))
+    assert not y[26].isfinite()
+    weight[26, 0] = value
+    operator, arrays = FORMATS.get("bitmap").encode(weight)._operator  # type: ignore[attr-defined]
+    ones = torch.ones(1, columns, dtype=dtype)
+    y = ops.multiply(ones, ops.ARRAYS[operator](ones, *arrays), "avx512-vbmi2", ops.SMALL)[0].float()
+    assert y[:26].tolist() == list(range(26))
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", AVAILABLE)
 @pytest.mark.parametrize("columns", [65535, 65536])
 def test_widest_rows(isa: str, columns: int) -> None:
     from sparsehpc.formats.kernels import ops
@@ -166,8 +215,9 @@ def test_rows_do_not_depend_on_threads_or_on_what_lies_behind_them(isa: str) -> 
 
     before = torch.get_num_threads()
     try:
-        for name, pattern, operator in CASES:
-            weight = weight_of(301, 576, pattern, 0.5, 5)
+        # At 0.6 neighbouring rows lie on both sides of where one token is computed another way.
+        for (name, pattern, operator), sparsity in itertools.product(CASES, (0.5, 0.6)):
+            weight = weight_of(301, 576, pattern, sparsity, 5)
             arrays = FORMATS.get(name).encode(weight, pattern)._operator[1]  # type: ignore[attr-defined]
             for tokens in (1, 3, 20):
                 x = torch.randn(tokens, 576, generator=torch.Generator().manual_seed(1))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-#: Order decides ties.
+#: Order decides between formats of one cost and one size.
 _CANDIDATES = ("dense", "bitmap", "nm", "csr16")
 _BLOCKS = "bsr"
 
@@ -24,14 +24,29 @@ class _Work(NamedTuple):
     per_nonzero: float
 
 
-#: From the kernels' own benchmark on AMD Zen 4, one thread with 21 GB/s of memory bandwidth: a mask word of 64 columns
-#: takes 4.9 ns in float32 and 3.1 ns in bfloat16, a 16-bit index 0.39 and 0.5 ns. With other bandwidths bytes weigh
-#: otherwise, but where bitmap and csr16 cross is decided by work alone.
+#: From stacks of matrices larger than any cache on AMD Zen 4, one thread with 21 GB/s of memory bandwidth: a mask word
+#: of 64 columns takes 4.5 ns in float32 and 3.1 ns in bfloat16 where it is expanded, 3.4 and 2.4 ns where few weights
+#: are kept, a 16-bit index 0.39 and 0.45 ns. With other bandwidths bytes weigh otherwise, but where bitmap and csr16
+#: cross is decided by work alone.
 _WORK = {
-    "bitmap": {4: _Work(1.6, 0.0), 2: _Work(1.0, 0.0)},
-    "nm": {4: _Work(1.6, 0.0), 2: _Work(1.0, 0.0)},
-    "csr16": {4: _Work(0.0, 8.2), 2: _Work(0.0, 10.5)},
+    "mask": {4: _Work(1.5, 0.0), 2: _Work(1.0, 0.0)},
+    "mask, few kept": {4: _Work(1.1, 0.0), 2: _Work(0.8, 0.0)},
+    "indices": {4: _Work(0.0, 8.2), 2: _Work(0.0, 9.4)},
 }
+#: Of 64 weights; what the kernels take for few.
+_FEW = 26
+
+
+def _work(name: str, weights: int, nonzeros: int, size: int) -> float:
+    """Time of the work alone, in bytes that could have been read meanwhile."""
+    if name == "csr16":
+        kind = "indices"
+    elif name in ("bitmap", "nm"):
+        kind = "mask, few kept" if nonzeros * 64 <= weights * _FEW else "mask"
+    else:
+        return 0.0
+    work = _WORK[kind].get(size, _Work(0.0, 0.0))
+    return work.per_weight * weights + work.per_nonzero * nonzeros
 
 
 class _Choice(Format):
@@ -66,7 +81,7 @@ class _Choice(Format):
         costs = {
             name: cls.cost(name, rows, columns, nonzeros, DTYPE_BYTES[dtype], nbytes) for name, nbytes in sizes.items()
         }
-        name = min(costs, key=lambda candidate: costs[candidate])
+        name = min(costs, key=lambda candidate: (costs[candidate], sizes[candidate]))
         stored = ready.get(name) or FORMATS.get(name).encode(weight, pattern)
         share = sizes[name] / dense_bytes if dense_bytes else 1.0
         stored.note = f"{name}: {cls.goal} by rule, {share:.3f} of the dense bytes"
@@ -107,8 +122,9 @@ def _name_of(components: Mapping[str, torch.Tensor]) -> str:
 class Auto(_Choice):
     """The fastest for one token at a time.
 
-    Rule: time is the bytes read or the work done, whichever is longer. Dense wins below about 5 % sparsity, then
-    bitmap (or keep N of M, which needs no offsets), and csr16 from about 81 % on in float32.
+    Rule: time is the bytes read or the work done, whichever is longer. Dense wins below 3 % sparsity in float32 and 6 %
+    in narrower types, then bitmap (or keep N of M, which needs no offsets), and csr16 from about 86 % on in float32 and
+    91 % in narrower types.
     """
 
     name = "auto"
@@ -120,8 +136,7 @@ class Auto(_Choice):
         """Bytes read, or work in bytes that could have been read meanwhile."""
         if name == _BLOCKS:
             return float("inf")  # torch's block product takes longer than the dense one on a processor
-        work = _WORK.get(name, {}).get(size, _Work(0.0, 0.0))
-        return max(float(nbytes), work.per_weight * rows * columns + work.per_nonzero * nonzeros)
+        return max(float(nbytes), _work(name, rows * columns, nonzeros, size))
 
 
 @FORMATS.register("auto-size")

@@ -22,11 +22,12 @@ static void end_with_zeros(float *row, int64_t columns) {
 
 /* This thread's rows of a product of `count` matrices that read the same input, one behind the other in `out`. */
 static void multiply(const sh_kernels *isa, const sh_linear_part *parts, int count, const float *in, float *out,
-                     int thread, int threads, float *added_to) {
+                     int thread, int threads, float *scratch, float *added_to) {
     for (int i = 0; i < count; i++) {
         const sh_matrix *m = &parts[i].matrix;
         if (!m->rows) continue;
-        sh_work work = {.rows = in, .tokens = 1, .padded_columns = whole_words(m->columns), .y = out};
+        sh_work work = {.rows = in, .tokens = 1, .padded_columns = whole_words(m->columns), .y = out,
+                        .scratch = scratch};
         int64_t first = sh_split(m, thread, threads), last = sh_split(m, thread + 1, threads);
         if (first < last) isa->small(m, &work, first, last);
         if (parts[i].bias)
@@ -39,7 +40,7 @@ static void multiply(const sh_kernels *isa, const sh_linear_part *parts, int cou
 
 typedef struct {
     float *x, *mixed, *seen, *wide; /* shared */
-    float *input, *scores, *query;  /* this thread's */
+    float *input, *scores, *query, *scratch; /* this thread's */
 } buffers;
 
 /* The heads of this thread: rotate, write the new key and value, attend. */
@@ -72,24 +73,24 @@ static void token(const sh_decoder *d, int64_t position, const buffers *b, float
         const sh_layer *layer = d->layer + n;
         d->isa->normalise(b->x, layer->input_norm, d->hidden, d->eps, b->input);
         end_with_zeros(b->input, d->hidden);
-        multiply(d->isa, layer->query_key_value, 3, b->input, b->mixed, thread, threads, NULL);
+        multiply(d->isa, layer->query_key_value, 3, b->input, b->mixed, thread, threads, b->scratch, NULL);
         WAIT
         attention(d, layer, position, b, thread, threads);
         WAIT
-        multiply(d->isa, &layer->output, 1, b->seen, b->mixed, thread, threads, b->x);
+        multiply(d->isa, &layer->output, 1, b->seen, b->mixed, thread, threads, b->scratch, b->x);
         WAIT
         d->isa->normalise(b->x, layer->post_norm, d->hidden, d->eps, b->input);
         end_with_zeros(b->input, d->hidden);
-        multiply(d->isa, layer->gate_up, 2, b->input, b->wide, thread, threads, NULL);
+        multiply(d->isa, layer->gate_up, 2, b->input, b->wide, thread, threads, b->scratch, NULL);
         WAIT
         d->isa->gate_up(b->wide, b->wide + d->wide, d->wide, b->input);
         end_with_zeros(b->input, d->wide);
-        multiply(d->isa, &layer->down, 1, b->input, b->mixed, thread, threads, b->x);
+        multiply(d->isa, &layer->down, 1, b->input, b->mixed, thread, threads, b->scratch, b->x);
         WAIT
     }
     d->isa->normalise(b->x, d->norm, d->hidden, d->eps, b->input);
     end_with_zeros(b->input, d->hidden);
-    multiply(d->isa, &d->head, 1, b->input, logits, thread, threads, NULL);
+    multiply(d->isa, &d->head, 1, b->input, logits, thread, threads, b->scratch, NULL);
 }
 
 int sh_decode(const sh_decoder *d, const float *embedded, int64_t position, float *logits, int threads) {
@@ -100,7 +101,7 @@ int sh_decode(const sh_decoder *d, const float *embedded, int64_t position, floa
     int64_t heads = d->heads * d->head_dim, both = heads + 2 * d->key_value_heads * d->head_dim;
     int64_t x = whole_words(d->hidden), mixed = whole_words(larger(both, d->hidden)), seen = whole_words(heads);
     int64_t wide = whole_words(2 * d->wide), input = whole_words(larger(d->hidden, d->wide));
-    int64_t own = input + whole_lines(d->max_tokens) + whole_lines(d->head_dim);
+    int64_t own = input + larger(input, seen) + whole_lines(d->max_tokens) + whole_lines(d->head_dim);
     int64_t bytes = (x + mixed + seen + wide + own * threads) * (int64_t)sizeof(float);
     float *room = aligned_alloc(64, (size_t)bytes);
     if (!room) return -1;
@@ -115,9 +116,9 @@ int sh_decode(const sh_decoder *d, const float *embedded, int64_t position, floa
         thread = omp_get_thread_num();
         all = omp_get_num_threads();
 #endif
-        float *mine = room + x + mixed + seen + wide + own * thread;
+        float *mine = room + x + mixed + seen + wide + own * thread, *scores = mine + input + larger(input, seen);
         buffers b = {room, room + x, room + x + mixed, room + x + mixed + seen,
-                     mine, mine + input, mine + input + whole_lines(d->max_tokens)};
+                     mine, scores, scores + whole_lines(d->max_tokens), mine + input};
         token(d, position, &b, logits, thread, all);
     }
     free(room);

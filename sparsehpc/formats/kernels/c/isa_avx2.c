@@ -87,7 +87,7 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
 
 #include "token.h"
 
-const sh_kernels sh_avx2 = {"avx2", LANES, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
+const sh_kernels sh_avx2 = {"avx2", LANES, 0, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -12,12 +12,13 @@
 
 #include "avx512.h"
 
+static const uint8_t lane_numbers[64] __attribute__((aligned(64))) = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+    44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
+
 OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
-    static const uint8_t lane[64] __attribute__((aligned(64))) = {
-        0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
-        22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
-        44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
-    __m512i packed = _mm512_maskz_compress_epi8(word, _mm512_load_si512(lane));
+    __m512i packed = _mm512_maskz_compress_epi8(word, _mm512_load_si512(lane_numbers));
     __m512i start = _mm512_set1_epi16((short)base);
     __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(packed));
     _mm512_storeu_si512(out, _mm512_add_epi16(low, start));
@@ -93,6 +94,9 @@ static void small_q4(const sh_matrix *m, const sh_work *work, int64_t first, int
 #define SH_OWN_BF16
 static int small_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
+#define SH_OWN_FEW
+static void small_mixed(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
+static void small_quarter(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last);
 
 #include "template.h"
 
@@ -281,7 +285,10 @@ static int tile_bf16(const sh_matrix *m, const sh_work *work, int64_t first, int
     return 1;
 }
 
-const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, small, lanes, tile, normalise, rotate, attend, gate_up};
+#include "few.h"
+#include "quarter.h"
+
+const sh_kernels sh_avx512_vbmi2 = {"avx512-vbmi2", LANES, 1, 1, small, lanes, tile, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -58,6 +58,7 @@ typedef struct {
     const char *name;
     int32_t vector_lanes;
     int32_t bf16_pairs; /* whether bfloat16 weights and activations are multiplied in pairs, at twice the rate */
+    int32_t splits_input; /* whether `small` wants scratch of padded_columns floats for one token and a mask */
     void (*small)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*lanes)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*tile)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);

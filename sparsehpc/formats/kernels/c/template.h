@@ -15,6 +15,8 @@
  *   SH_SUM16                        optional: v_sum16(v), the sums of sixteen vectors of sixteen lanes as one vector
  *   SH_OWN_BF16                     optional: products of bfloat16 pairs
  *   SH_OWN_Q4                       optional: products of 4-bit codes for few tokens
+ *   SH_OWN_FEW                      optional: for one token small_mixed, masks of rows that may keep few weights, and
+ *                                   small_quarter, one weight of four
  *   SH_SMALL_BY_LIST                optional: expansion is slow, list the columns of a row instead
  */
 #include <string.h>
@@ -58,7 +60,9 @@ INLINE uint64_t word_of(const sh_matrix *m, int layout, int64_t r, int64_t w) {
     if (layout != SH_ONE_OF_FOUR) return m->mask[r * words_of(m) + w];
     int64_t row_bytes = (m->columns + 15) / 16, left = row_bytes - w * 4;
     uint32_t codes = 0;
-    memcpy(&codes, m->positions + r * row_bytes + w * 4, left >= 4 ? 4 : (size_t)left);
+    /* A copy of unknown length would be a call, for every word. */
+    if (left >= 4) memcpy(&codes, m->positions + r * row_bytes + w * 4, 4);
+    else memcpy(&codes, m->positions + r * row_bytes + w * 4, (size_t)left);
     int64_t columns = m->columns - w * SH_WORD;
     return mask_of_positions(codes) & (columns >= SH_WORD ? ~0ull : (1ull << columns) - 1);
 }
@@ -213,6 +217,16 @@ static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_
 #ifdef SH_OWN_Q4
     if (m->type == SH_Q4) {
         small_q4(m, work, first, last);
+        return;
+    }
+#endif
+#ifdef SH_OWN_FEW
+    if ((m->layout == SH_BITMAP || m->layout == SH_KEEP) && work->tokens == 1) {
+        small_mixed(m, work, first, last);
+        return;
+    }
+    if (m->layout == SH_ONE_OF_FOUR && work->tokens == 1) {
+        small_quarter(m, work, first, last);
         return;
     }
 #endif

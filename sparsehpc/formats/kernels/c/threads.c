@@ -111,10 +111,11 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
     int pairs = strategy != SH_LANES && isa->bf16_pairs && x_type == SH_BF16 && m->type == SH_BF16;
     int direct = strategy != SH_LANES && x_type == SH_F32 && padded == columns;
     int64_t lanes_tokens = (tokens + isa->vector_lanes - 1) / isa->vector_lanes * isa->vector_lanes;
+    int splits = isa->splits_input && tokens == 1 && m->mask && m->type != SH_Q4 && !pairs;
     int64_t scratch_bytes = strategy == SH_LANES ? SH_PANEL_ROWS * (lanes_tokens * 4 + SH_PANEL_ROOM * 6)
                             : strategy == SH_TILE
                                 ? (int64_t)SH_TILE_ROWS * (SH_TILE_COLUMNS + tokens) * (int64_t)sizeof(float)
-                                : 0;
+                                : splits * padded * (int64_t)sizeof(float);
     scratch_bytes = (scratch_bytes + 63) / 64 * 64;
     int wide = strategy != SH_LANES && !direct && !(pairs && m->layout != SH_ONE_OF_FOUR && m->layout != SH_INDEX16);
     float *rows = wide ? room(tokens * padded * 4) : NULL;
