@@ -10,7 +10,8 @@ from setuptools import Extension, setup
 
 # The slowest first: they are compiled side by side.
 SOURCES = ["isa_avx512_vbmi2", "isa_portable", "isa_avx2", "isa_avx512", "cpu", "decode", "module", "threads"]
-HEADERS = ["avx512", "expand_table", "few", "gather", "kernels", "look", "nibbles", "quarter", "template", "token"]
+HEADERS = ["avx512", "expand_table", "few", "gather", "kernels", "look", "nibbles"]
+HEADERS += ["quarter", "template", "tile", "token"]
 FOLDER = "sparsehpc/formats/kernels/c"
 # Torch's own OpenMP library has the name libgomp.so.1: linked by that name and loaded after torch, it is shared.
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []

@@ -257,11 +257,14 @@ int main(int argc, char **argv) {
                     int64_t columns = widths[i];
                     if (layout == SH_KEEP) columns = (columns + 1) / 2 * 2;
                     if (layout == SH_ONE_OF_FOUR) columns = (columns + 3) / 4 * 4;
-                    for (int part = 0; part < 3; part++) {
-                        built b = build(layout, type, 1 + 6 * (part == 1), columns, part == 2 ? 0.0 : 0.4 + 0.6 * part);
+                    /* The last: rows beside each other, whole blocks of them and some left over. */
+                    static const double densities[] = {0.4, 1.0, 0.0, 0.2};
+                    static const int64_t rows[] = {1, 7, 1, 15};
+                    for (int part = 0; part < 4; part++) {
+                        built b = build(layout, type, rows[part], columns, densities[part]);
                         for (size_t t = 0; t < sizeof token_counts / sizeof *token_counts; t++)
                             for (int strategy = SH_AUTO; strategy <= SH_TILE; strategy++) {
-                                if (strategy == SH_SMALL && token_counts[t] > SH_SMALL_TOKENS) continue;
+                                if (strategy == SH_SMALL && token_counts[t] > SH_SMALL_MOST) continue;
                                 if (strategy == SH_LANES && layout == SH_DENSE) continue;
                                 if (check(found[v], &b, (int)(t + i) % 3, token_counts[t], strategy)) return 1;
                                 checked++;

@@ -88,9 +88,21 @@ def test_every_instruction_set_and_strategy(
         item = FORMATS.get(name).encode(weight_of(9, columns, pattern, sparsity, seed).to(dtype), pattern)
         assert isinstance(item, Packed)
         assert item._operator[0] == operator
-        for tokens in (1, 2, 3, 4, 5, 16, 17, 35, 65):
+        for tokens in (1, 2, 3, 4, 5, 8, 9, 16, 17, 35, 65):
             generator = torch.Generator().manual_seed(tokens)
             check(item, torch.randn(tokens, columns, generator=generator).to(dtype), isa)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("name", ["dense-bf16", "bitmap", "csr16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_rows_tokens_and_columns_than_are_summed_at_once(isa: str, name: str, dtype: torch.dtype) -> None:
+    item = FORMATS.get(name).encode(weight_of(205, 600, "none", 0.3, 6).to(dtype))
+    assert isinstance(item, Packed)
+    for tokens in (256, 257, 301):
+        x = torch.randn(tokens, 600, generator=torch.Generator().manual_seed(tokens)).to(dtype)
+        check(item, x, isa)
 
 
 @needs_kernels

@@ -21,7 +21,8 @@ DENSE, BITMAP, KEEP, ONE_OF_FOUR, INDEX16 = range(5)
 FLOAT32, BFLOAT16, FLOAT16, INT8, NIBBLES = range(5)
 AUTO, SMALL, LANES, TILE = range(4)
 X_TYPES: Final = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-SMALL_TOKENS: Final = 4
+#: Most tokens of the strategy SMALL.
+SMALL_TOKENS: Final = 8
 MAX_COLUMNS: Final = 1 << 16
 
 

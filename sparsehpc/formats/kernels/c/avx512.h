@@ -2,7 +2,7 @@
 #include <immintrin.h>
 
 #define LANES 16
-#define TILE_STEP 4
+#define BLOCK_ROWS 12
 typedef __m512 vec;
 #define OP static inline __attribute__((always_inline))
 
@@ -15,21 +15,6 @@ OP void v_store(float *p, vec a) { _mm512_storeu_ps(p, a); }
 OP vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
 OP vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 OP float v_sum(vec a) { return _mm512_reduce_add_ps(a); }
-/* Sums of sixteen vectors as one: three instructions a pair instead of a reduction each. */
-#define SH_SUM16
-OP vec v_sum16(const vec v[16]) {
-    vec a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-    for (int i = 0; i < 4; i++) {
-        __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
-        b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-    }
-    for (int i = 0; i < 2; i++)
-        c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x44),
-                             _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
-}
 OP vec v_load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -81,4 +66,28 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
     const __m512i first = _mm512_maskz_loadu_epi16(low, columns), second = _mm512_maskz_loadu_epi16(high, columns + 32);
     return __builtin_popcount(_mm512_mask_cmplt_epu16_mask(low, first, limit)) +
            __builtin_popcount(_mm512_mask_cmplt_epu16_mask(high, second, limit));
+}
+
+/* Pairs of 4-byte, 8-byte and 16-byte lanes change places, then quarters. */
+OP void transpose_block(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_ps(in + i * in_stride);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int h = 0; h < 2; h++) {
+            __m512d low = _mm512_castps_pd(b[i + h]), high = _mm512_castps_pd(b[i + h + 2]);
+            a[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            a[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    for (int h = 0; h < 4; h++) { /* columns h, h + 4, h + 8, h + 12 */
+        __m512 even = _mm512_shuffle_f32x4(a[h], a[h + 4], 0x88), odd = _mm512_shuffle_f32x4(a[h], a[h + 4], 0xdd);
+        __m512 even2 = _mm512_shuffle_f32x4(a[h + 8], a[h + 12], 0x88), odd2 = _mm512_shuffle_f32x4(a[h + 8], a[h + 12], 0xdd);
+        _mm512_storeu_ps(out + h * out_stride, _mm512_shuffle_f32x4(even, even2, 0x88));
+        _mm512_storeu_ps(out + (h + 4) * out_stride, _mm512_shuffle_f32x4(odd, odd2, 0x88));
+        _mm512_storeu_ps(out + (h + 8) * out_stride, _mm512_shuffle_f32x4(even, even2, 0xdd));
+        _mm512_storeu_ps(out + (h + 12) * out_stride, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
+    }
 }

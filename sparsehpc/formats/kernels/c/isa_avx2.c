@@ -10,7 +10,7 @@
 #include <immintrin.h>
 
 #define LANES 8
-#define TILE_STEP 2
+#define BLOCK_ROWS 6
 typedef __m256 vec;
 #define OP static inline __attribute__((always_inline))
 
@@ -83,11 +83,29 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
     return count;
 }
 
+OP void transpose_block(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(in + i * in_stride);
+    for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int h = 0; h < 2; h++) {
+            a[i + 2 * h] = _mm256_shuffle_ps(b[i + h], b[i + h + 2], 0x44);
+            a[i + 2 * h + 1] = _mm256_shuffle_ps(b[i + h], b[i + h + 2], 0xee);
+        }
+    for (int h = 0; h < 4; h++) {
+        _mm256_storeu_ps(out + h * out_stride, _mm256_permute2f128_ps(a[h], a[h + 4], 0x20));
+        _mm256_storeu_ps(out + (h + 4) * out_stride, _mm256_permute2f128_ps(a[h], a[h + 4], 0x31));
+    }
+}
+
 #include "template.h"
 
 #include "token.h"
 
-const sh_kernels sh_avx2 = {"avx2", LANES, 0, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
+const sh_kernels sh_avx2 = {"avx2", LANES, 0, 0, small, lanes, tile, transpose, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -45,7 +45,7 @@ OP void list_columns(uint16_t *out, uint64_t word, uint32_t base) {
 
 #include "token.h"
 
-const sh_kernels sh_avx512 = {"avx512", LANES, 0, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
+const sh_kernels sh_avx512 = {"avx512", LANES, 0, 0, small, lanes, tile, transpose, normalise, rotate, attend, gate_up};
 
 #if defined(__clang__)
 #pragma clang attribute pop

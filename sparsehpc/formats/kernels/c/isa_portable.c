@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define LANES 4
-#define TILE_STEP 2
+#define BLOCK_ROWS 6
 #define SH_SMALL_BY_LIST
 typedef struct { float f[LANES]; } vec;
 #define EACH for (int j = 0; j < LANES; j++)
@@ -65,8 +65,13 @@ OP int64_t count_below(const uint16_t *columns, int64_t left, uint32_t bound) {
     return count;
 }
 
+OP void transpose_block(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
+    for (int j = 0; j < LANES; j++)
+        for (int i = 0; i < LANES; i++) out[j * out_stride + i] = in[i * in_stride + j];
+}
+
 #include "template.h"
 
 #include "token.h"
 
-const sh_kernels sh_portable = {"portable", LANES, 0, 0, small, lanes, tile, normalise, rotate, attend, gate_up};
+const sh_kernels sh_portable = {"portable", LANES, 0, 0, small, lanes, tile, transpose, normalise, rotate, attend, gate_up};

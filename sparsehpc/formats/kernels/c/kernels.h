@@ -22,12 +22,12 @@ enum sh_layout {
 /* How the product is computed; SH_AUTO picks by layout, density and tokens. */
 enum sh_strategy {
     SH_AUTO = 0,
-    SH_SMALL = 1, /* up to SH_SMALL_TOKENS tokens in registers, weights decoded lane by lane */
+    SH_SMALL = 1, /* up to SH_SMALL_TOKENS tokens in registers, weights decoded lane by lane; twice up to SH_SMALL_MOST */
     SH_LANES = 2, /* tokens in the lanes of a vector: one multiply-add per stored weight and vector of tokens */
-    SH_TILE = 3   /* a few rows decoded to the first-level cache, then a dense product */
+    SH_TILE = 3   /* blocks of rows decoded to the first-level cache, then a dense product, tokens in lanes too */
 };
 
-enum { SH_SMALL_TOKENS = 4, SH_WORD = 64, SH_MAX_COLUMNS = 65536 };
+enum { SH_SMALL_TOKENS = 4, SH_SMALL_MOST = 8, SH_WORD = 64, SH_MAX_COLUMNS = 65536 };
 
 typedef struct {
     int32_t layout;
@@ -62,6 +62,8 @@ typedef struct {
     void (*small)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*lanes)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
     void (*tile)(const sh_matrix *, const sh_work *, int64_t first, int64_t last);
+    /* out[j * out_stride + i] = in[i * in_stride + j] */
+    void (*transpose)(const float *in, int64_t in_stride, int64_t rows, int64_t columns, float *out, int64_t out_stride);
     /* Between the products of one token; see token.h. */
     void (*normalise)(const float *x, const float *weight, int64_t width, float eps, float *out);
     void (*rotate)(const float *x, const float *cosines, const float *sines, int64_t width, float *out);
@@ -76,8 +78,17 @@ enum { SH_LANE_VECTORS = 4 };
 /* The lanes kernel lists a panel of 1024 columns of 32 rows at a time; the lists may be overwritten by 64 entries. */
 enum { SH_PANEL_WORDS = 16, SH_PANEL_ROWS = 32, SH_PANEL_ROOM = SH_PANEL_WORDS * SH_WORD + SH_WORD };
 
-/* Columns of one tile of decoded weights, and rows of it. */
-enum { SH_TILE_COLUMNS = 1024, SH_TILE_ROWS = 4 };
+/* Rows of weights decoded at a time are at most SH_BLOCK_ROWS x SH_TILE_COLUMNS; a band of rows and tokens is summed before
+ * it is written. */
+enum { SH_TILE_COLUMNS = 256, SH_BLOCK_ROWS = 12, SH_BAND_ROWS = 96, SH_BAND_TOKENS = 256 };
+/* Rows of sums are 16 floats longer, so that they do not share sets of the cache. */
+enum { SH_BAND_BYTES = SH_BAND_ROWS * (SH_BAND_TOKENS + 16) * 4 };
+
+/* The same where bfloat16 is multiplied in pairs: rows and columns decoded at a time. */
+enum { SH_PAIR_COLUMNS = 1024, SH_PAIR_ROWS = 4 };
+
+/* Threads' rows begin at multiples of this. */
+enum { SH_SPLIT_ROWS = 4 };
 
 extern const sh_kernels sh_portable;
 #if defined(__x86_64__)
@@ -100,7 +111,7 @@ static inline int64_t sh_group_vectors(int64_t remaining, int64_t vector_lanes) 
 int sh_linear(const sh_kernels *isa, const sh_matrix *matrix, const void *x, int x_type, int64_t tokens, void *y,
               int threads, int strategy);
 
-/* First row of part `part` of `parts` of about equal work; a multiple of the tile's rows. */
+/* First row of part `part` of `parts` of about equal work; a multiple of SH_SPLIT_ROWS. */
 int64_t sh_split(const sh_matrix *matrix, int part, int parts);
 
 /* Matrices that read the same input; no rows: none. The bias may be NULL. */

@@ -84,7 +84,7 @@ static PyObject *linear(PyObject *self, PyObject *const *args, Py_ssize_t given)
     const sh_kernels *isa = matrix_of(n, &matrix);
     if (!isa) return NULL;
     if (n[15] < 0 || n[14] < SH_F32 || n[14] > SH_F16) return PyErr_Format(PyExc_ValueError, "sizes out of range");
-    if (n[18] < SH_AUTO || n[18] > SH_TILE || (n[18] == SH_SMALL && n[15] > SH_SMALL_TOKENS) ||
+    if (n[18] < SH_AUTO || n[18] > SH_TILE || (n[18] == SH_SMALL && n[15] > SH_SMALL_MOST) ||
         (n[18] == SH_LANES && n[1] == SH_DENSE))
         return PyErr_Format(PyExc_ValueError, "strategy %lld does not serve this", (long long)n[18]);
     int failed = 0;

@@ -10,9 +10,10 @@
  *   list_columns(out, word, base)   append base + (positions of set bits) as 16-bit numbers (64 may be written)
  *   count_below(columns, left, bound)   how many of the first 64 ascending columns (at most `left`) are below bound
  *   look(indices, x)                LANES values of x at 16-bit indices
+ *   BLOCK_ROWS                      rows whose sums of two vectors each stay in registers
+ *   transpose_block(in, in_stride, out, out_stride)   LANES x LANES floats: out[j][i] = in[i][j]
  *   SH_MASKED_REST                  optional: rest_of_row(values, type, indices, left, x, sum), what a row holds behind
  *                                   its whole vectors added to their sum in one step
- *   SH_SUM16                        optional: v_sum16(v), the sums of sixteen vectors of sixteen lanes as one vector
  *   SH_OWN_BF16                     optional: products of bfloat16 pairs
  *   SH_OWN_Q4                       optional: products of 4-bit codes for few tokens
  *   SH_OWN_FEW                      optional: for one token small_mixed, masks of rows that may keep few weights, and
@@ -241,6 +242,21 @@ static void small(const sh_matrix *m, const sh_work *work, int64_t first, int64_
     table[m->layout == SH_DENSE ? 0 : m->layout == SH_ONE_OF_FOUR ? 2 : 1][m->type](m, work, first, last);
 }
 
+static void transpose(const float *in, int64_t in_stride, int64_t rows, int64_t columns, float *out, int64_t out_stride) {
+    for (int64_t j = 0; j < columns; j += LANES)
+        for (int64_t i = 0; i < rows; i += LANES) {
+            int64_t height = rows - i < LANES ? rows - i : LANES, width = columns - j < LANES ? columns - j : LANES;
+            const float *from = in + i * in_stride + j;
+            float *to = out + j * out_stride + i;
+            if (height == LANES && width == LANES) {
+                transpose_block(from, in_stride, to, out_stride);
+                continue;
+            }
+            for (int64_t a = 0; a < height; a++)
+                for (int64_t b = 0; b < width; b++) to[b * out_stride + a] = from[a * in_stride + b];
+        }
+}
+
 /* ---- tokens in lanes ------------------------------------------------------------------------------------------ */
 
 /* A panel of a row: its stored weights as floats with 16-bit columns, and where every word of 64 columns ends. */
@@ -387,8 +403,7 @@ static void lanes(const sh_matrix *m, const sh_work *work, int64_t first, int64_
                 token += vectors * LANES;
             }
         }
-        for (int64_t t = 0; t < work->tokens; t++)
-            for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[i * stride + t];
+        transpose(sums, stride, rows, work->tokens, work->y + r, m->rows);
     }
 }
 
@@ -413,111 +428,4 @@ static void small_by_list(const sh_matrix *m, const sh_work *work, int64_t first
 }
 #endif
 
-/* ---- rows decoded to a tile, then a dense product ------------------------------------------------------------- */
-
-/* Decode words [w0, w1) of a row whose cursor stands at w0. */
-INLINE void decode_words(const sh_matrix *m, int layout, int type, int64_t r, cursor *c, int64_t w0, int64_t w1,
-                         float *out) {
-    vec scale = v_set(type == SH_I8 ? ((const float *)m->scales)[r] : 1.0f);
-    for (int64_t w = w0; w < w1; w++, out += SH_WORD) {
-        vec weights[GROUPS];
-        decode_word(m, layout, type, c, word_of(m, layout, r, w), w, is_careful(m, layout, type, r, w), weights);
-        for (int g = 0; g < GROUPS; g++)
-            v_store(out + g * LANES, type == SH_I8 ? v_fma(weights[g], scale, v_zero()) : weights[g]);
-    }
-}
-
-#define DECODE(layout)                                                                                                 \
-    switch (m->type) {                                                                                                 \
-    case SH_F32: decode_words(m, layout, SH_F32, r, c, w0, w1, out); break;                                            \
-    case SH_BF16: decode_words(m, layout, SH_BF16, r, c, w0, w1, out); break;                                          \
-    case SH_F16: decode_words(m, layout, SH_F16, r, c, w0, w1, out); break;                                            \
-    case SH_I8: decode_words(m, layout, SH_I8, r, c, w0, w1, out); break;                                              \
-    default: decode_words(m, layout, SH_Q4, r, c, w0, w1, out); break;                                                 \
-    }
-
-static void decode_piece(const sh_matrix *m, int64_t r, cursor *c, int64_t w0, int64_t w1, float *out) {
-    if (m->layout == SH_INDEX16) {
-        memset(out, 0, (size_t)((w1 - w0) * SH_WORD) * sizeof *out);
-        int64_t end = m->offsets[r + 1], size = element_bytes(m->type);
-        for (; c->code < end && m->indices[c->code] < w1 * SH_WORD; c->code++) {
-            const char *p = (const char *)m->values + c->code * size;
-            uint16_t half;
-            float value;
-            if (m->type == SH_F32) memcpy(&value, p, 4);
-            else {
-                memcpy(&half, p, 2);
-                value = m->type == SH_BF16 ? sh_from_bf16(half) : sh_from_f16(half);
-            }
-            out[m->indices[c->code] - w0 * SH_WORD] = value;
-        }
-    } else if (m->layout == SH_DENSE) {
-        DECODE(SH_DENSE)
-    } else if (m->layout == SH_ONE_OF_FOUR) {
-        DECODE(SH_ONE_OF_FOUR)
-    } else {
-        DECODE(SH_BITMAP)
-    }
-}
-
-/* Products of `rows` decoded rows with `tokens` rows of x over `columns` columns, added to sums[token][row]. */
-INLINE void tile_block(const float *weights, int rows, const float *x, int64_t stride, int tokens, int64_t columns,
-                       float sums[][SH_TILE_ROWS]) {
-    vec acc[4 * TILE_STEP];
-    for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < rows; i++) acc[t * rows + i] = v_zero();
-    for (int64_t k = 0; k < columns; k += LANES) {
-        vec w[TILE_STEP];
-        for (int i = 0; i < rows; i++) w[i] = v_load(weights + i * SH_TILE_COLUMNS + k);
-        for (int t = 0; t < tokens; t++) {
-            vec in = v_load(x + t * stride + k);
-            for (int i = 0; i < rows; i++) acc[t * rows + i] = v_fma(w[i], in, acc[t * rows + i]);
-        }
-    }
-#ifdef SH_SUM16
-    if (rows == 4 && tokens == 4) {
-        v_store(sums[0], v_add(v_load(sums[0]), v_sum16(acc)));
-        return;
-    }
-#endif
-    for (int t = 0; t < tokens; t++)
-        for (int i = 0; i < rows; i++) sums[t][i] += v_sum(acc[t * rows + i]);
-}
-
-static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
-#ifdef SH_OWN_BF16
-    if (m->type == SH_BF16 && work->bfloat16 && tile_bf16(m, work, first, last)) return;
-#endif
-    float *weights = (float *)work->scratch;
-    float(*sums)[SH_TILE_ROWS] = (float(*)[SH_TILE_ROWS])(void *)(weights + SH_TILE_ROWS * SH_TILE_COLUMNS);
-    int64_t words = words_of(m);
-    for (int64_t r = first; r < last; r += SH_TILE_ROWS) {
-        int rows = last - r < SH_TILE_ROWS ? (int)(last - r) : SH_TILE_ROWS;
-        cursor cursors[SH_TILE_ROWS];
-        for (int i = 0; i < rows; i++) {
-            if (m->layout == SH_INDEX16) cursors[i] = (cursor){NULL, m->offsets[r + i], NULL};
-            else cursors[i] = open_row(m, m->layout, m->type, r + i);
-        }
-        memset(sums, 0, (size_t)work->tokens * sizeof *sums);
-        for (int64_t w0 = 0; w0 < words; w0 += SH_TILE_COLUMNS / SH_WORD) {
-            int64_t w1 = w0 + SH_TILE_COLUMNS / SH_WORD < words ? w0 + SH_TILE_COLUMNS / SH_WORD : words;
-            for (int i = 0; i < rows; i++)
-                decode_piece(m, r + i, &cursors[i], w0, w1, weights + i * SH_TILE_COLUMNS);
-            int64_t columns = (w1 - w0) * SH_WORD;
-            for (int64_t t = 0; t < work->tokens; t += 4) {
-                int tokens = work->tokens - t < 4 ? (int)(work->tokens - t) : 4;
-                const float *x = work->rows + t * work->padded_columns + w0 * SH_WORD;
-                int i = 0;
-                for (; i + TILE_STEP <= rows && tokens == 4; i += TILE_STEP)
-                    tile_block(weights + i * SH_TILE_COLUMNS, TILE_STEP, x, work->padded_columns, 4, columns,
-                               (float(*)[SH_TILE_ROWS])(void *)(&sums[t][i]));
-                for (; i < rows; i++)
-                    for (int s = 0; s < tokens; s++)
-                        tile_block(weights + i * SH_TILE_COLUMNS, 1, x + s * work->padded_columns,
-                                   work->padded_columns, 1, columns, (float(*)[SH_TILE_ROWS])(void *)(&sums[t + s][i]));
-            }
-        }
-        for (int64_t t = 0; t < work->tokens; t++)
-            for (int i = 0; i < rows; i++) work->y[t * m->rows + r + i] = sums[t][i];
-    }
-}
+#include "tile.h"

@@ -36,15 +36,19 @@ static void prepare_row(const void *x, int type, int64_t token, int64_t columns,
 }
 
 /* Columns first to last of x with the tokens of a group beside each other. */
-static void prepare_lanes(const void *x, int type, int64_t tokens, int64_t columns, int64_t first, int64_t last,
-                          int64_t vector_lanes, float *lanes) {
+static void prepare_lanes(const sh_kernels *isa, const void *x, int type, int64_t tokens, int64_t columns, int64_t first,
+                          int64_t last, float *lanes) {
     for (int64_t token = 0; token < tokens;) {
-        int64_t width = sh_group_vectors(tokens - token, vector_lanes) * vector_lanes;
+        int64_t width = sh_group_vectors(tokens - token, isa->vector_lanes) * isa->vector_lanes;
         int64_t filled = tokens - token < width ? tokens - token : width;
         float *group = lanes + columns * token;
+        if (type == SH_F32)
+            isa->transpose((const float *)x + token * columns + first, columns, filled, last - first,
+                           group + first * width, width);
         for (int64_t k = first; k < last; k++) {
             float *out = group + k * width;
-            for (int64_t t = 0; t < filled; t++) out[t] = x_value(x, type, (token + t) * columns + k);
+            if (type != SH_F32)
+                for (int64_t t = 0; t < filled; t++) out[t] = x_value(x, type, (token + t) * columns + k);
             for (int64_t t = filled; t < width; t++) out[t] = 0.0f;
         }
         token += width;
@@ -75,17 +79,35 @@ int64_t sh_split(const sh_matrix *m, int part, int parts) {
         if (work_before(m, middle) < target) low = middle + 1;
         else high = middle;
     }
-    return low / SH_TILE_ROWS * SH_TILE_ROWS;
+    return low / SH_SPLIT_ROWS * SH_SPLIT_ROWS;
 }
 
 int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tokens) {
     if (tokens <= SH_SMALL_TOKENS) return SH_SMALL;
-    if (m->layout == SH_DENSE) return SH_TILE;
-    if (m->layout == SH_INDEX16) return SH_LANES;
     /* One multiply-add per stored weight and vector of tokens costs about 1.5 of a dense one, or 3 of a pair. */
     double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
+    /* Half of a vector of tokens would be empty: decoding twice costs less while there is much to multiply. */
+    if (tokens <= SH_SMALL_MOST && m->layout != SH_INDEX16 && (m->layout == SH_DENSE || density > 0.25)) return SH_SMALL;
+    if (m->layout == SH_DENSE) return SH_TILE;
+    if (m->layout == SH_INDEX16) return SH_LANES;
     int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
     return density > (pairs ? 0.25 : 0.75) ? SH_TILE : SH_LANES;
+}
+
+/* Rows of `small` between passes over the tokens: the second finds their weights in the cache. */
+#define SMALL_BAND 64
+
+static void small_in_passes(const sh_kernels *isa, const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
+    int64_t passes = (work->tokens + SH_SMALL_TOKENS - 1) / SH_SMALL_TOKENS, each = (work->tokens + passes - 1) / passes;
+    for (int64_t r = first; r < last; r += SMALL_BAND)
+        for (int64_t t = 0; t < work->tokens; t += each) {
+            sh_work pass = *work;
+            pass.tokens = work->tokens - t < each ? work->tokens - t : each;
+            if (pass.rows) pass.rows += t * work->padded_columns;
+            if (pass.bfloat16) pass.bfloat16 += t * work->padded_columns;
+            pass.y += t * m->rows;
+            isa->small(m, &pass, r, r + SMALL_BAND < last ? r + SMALL_BAND : last);
+        }
 }
 
 static void *room(int64_t bytes) { return aligned_alloc(64, (size_t)((bytes + 127) / 64 * 64)); }
@@ -108,23 +130,27 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
 #ifndef _OPENMP
     threads = 1;
 #endif
-    int pairs = strategy != SH_LANES && isa->bf16_pairs && x_type == SH_BF16 && m->type == SH_BF16;
-    int direct = strategy != SH_LANES && x_type == SH_F32 && padded == columns;
+    /* These do not decode to pairs. */
+    int scattered = m->layout == SH_ONE_OF_FOUR || m->layout == SH_INDEX16;
+    int pairs = isa->bf16_pairs && x_type == SH_BF16 && m->type == SH_BF16 &&
+                (strategy == SH_SMALL || (strategy == SH_TILE && !scattered));
+    int in_lanes = strategy == SH_LANES || (strategy == SH_TILE && !pairs);
+    int direct = strategy == SH_SMALL && x_type == SH_F32 && padded == columns;
+    int wide = strategy == SH_SMALL && !direct && (!pairs || scattered);
     int64_t lanes_tokens = (tokens + isa->vector_lanes - 1) / isa->vector_lanes * isa->vector_lanes;
-    int splits = isa->splits_input && tokens == 1 && m->mask && m->type != SH_Q4 && !pairs;
-    int64_t scratch_bytes = strategy == SH_LANES ? SH_PANEL_ROWS * (lanes_tokens * 4 + SH_PANEL_ROOM * 6)
-                            : strategy == SH_TILE
-                                ? (int64_t)SH_TILE_ROWS * (SH_TILE_COLUMNS + tokens) * (int64_t)sizeof(float)
-                                : splits * padded * (int64_t)sizeof(float);
+    int64_t scratch_bytes = 0;
+    if (strategy == SH_LANES) scratch_bytes = SH_PANEL_ROWS * (lanes_tokens * 4 + SH_PANEL_ROOM * 6);
+    else if (pairs && strategy == SH_TILE) scratch_bytes = SH_PAIR_ROWS * (SH_PAIR_COLUMNS * 2 + tokens * 4);
+    else if (strategy == SH_TILE) scratch_bytes = SH_BLOCK_ROWS * SH_TILE_COLUMNS * 4 + SH_BAND_BYTES;
+    else if (isa->splits_input && tokens == 1 && m->mask && m->type != SH_Q4 && !pairs) scratch_bytes = padded * 4;
     scratch_bytes = (scratch_bytes + 63) / 64 * 64;
-    int wide = strategy != SH_LANES && !direct && !(pairs && m->layout != SH_ONE_OF_FOUR && m->layout != SH_INDEX16);
     float *rows = wide ? room(tokens * padded * 4) : NULL;
     uint16_t *bfloat16 = pairs ? room(tokens * padded * 2) : NULL;
-    float *lanes = strategy == SH_LANES ? room(lanes_tokens * columns * 4) : NULL;
+    float *lanes = in_lanes ? room(lanes_tokens * columns * 4) : NULL;
     float *out = x_type == SH_F32 ? y : room(tokens * m->rows * 4);
     char *scratch = scratch_bytes ? room(scratch_bytes * threads) : NULL;
     int failed = (wide && !rows) || (pairs && !bfloat16) ||
-                 (strategy == SH_LANES && !lanes) || !out || (scratch_bytes && !scratch);
+                 (in_lanes && !lanes) || !out || (scratch_bytes && !scratch);
     if (!failed) {
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
@@ -138,7 +164,7 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
             if (lanes) {
                 /* Whole cache lines of columns, so that threads do not write into each other's. */
                 int64_t first = columns * part / parts, last = columns * (part + 1) / parts;
-                prepare_lanes(x, x_type, tokens, columns, first, last, isa->vector_lanes, lanes);
+                prepare_lanes(isa, x, x_type, tokens, columns, first, last, lanes);
             } else if (rows || bfloat16) {
                 for (int64_t t = tokens * part / parts; t < tokens * (part + 1) / parts; t++)
                     prepare_row(x, x_type, t, columns, padded, rows, bfloat16);
@@ -157,7 +183,8 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
                             .scratch = scratch ? scratch + scratch_bytes * part : NULL};
             int64_t first = sh_split(m, part, parts), last = sh_split(m, part + 1, parts);
             if (first < last) {
-                if (strategy == SH_SMALL) isa->small(m, &work, first, last);
+                if (strategy == SH_SMALL && tokens > SH_SMALL_TOKENS) small_in_passes(isa, m, &work, first, last);
+                else if (strategy == SH_SMALL) isa->small(m, &work, first, last);
                 else if (strategy == SH_LANES) isa->lanes(m, &work, first, last);
                 else isa->tile(m, &work, first, last);
                 if (x_type != SH_F32) write_rows(out, y, x_type, tokens, m->rows, first, last);
