@@ -1,4 +1,7 @@
-"""Two runs side by side: cells matched by content, what changed around them, and a verdict per figure."""
+"""Two runs side by side: cells matched by content, what changed around them, and a verdict per figure.
+
+`aggregate.diff_text` writes it down.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,8 @@ import pandas as pd
 
 from aggregate.compare import BETTER_THAN, SAME, UNKNOWN, WORSE_THAN, Difference, WindowSums, difference, exact
 from aggregate.describe import provenance_of
-from aggregate.export import markdown
 from aggregate.figures.data import Record, missing, records
-from aggregate.figures.style import number, percent
+from aggregate.figures.style import percent
 from aggregate.floor import floor_of
 from aggregate.latency import MACHINE
 from aggregate.private import public, scrub
@@ -41,13 +43,27 @@ _INPUTS = (
 #: What is compared of machines.
 _MACHINE = ("cpu_model", "device_name", "threads")
 
-#: Lines of the Markdown text about single cells.
-_MOST = 200
+#: Of a figure without an interval.
+_NO_BOUNDS = (math.nan, math.nan)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """One figure of one cell in both runs."""
+    """One figure of one cell in both runs.
+
+    Parameters
+    ----------
+    cell_id, what
+        The cell, and what it is in a few words.
+    metric
+        Name of the figure.
+    first, second
+        The figure in each run; NaN where it was not measured.
+    difference
+        Second minus first, and the verdict.
+    first_bounds, second_bounds
+        95 % interval of the figure in each run; of a speed-up its slowest and fastest round; NaN where there is none.
+    """
 
     cell_id: str
     what: str
@@ -55,6 +71,8 @@ class Line:
     first: float
     second: float
     difference: Difference
+    first_bounds: tuple[float, float] = _NO_BOUNDS
+    second_bounds: tuple[float, float] = _NO_BOUNDS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,43 +118,19 @@ class Comparison:
                     "cell_id": line.cell_id,
                     "cell": line.what,
                     "metric": line.metric,
-                    "first": _finite(line.first),
-                    "second": _finite(line.second),
+                    **{
+                        f"{name}{end}": _finite(value)
+                        for name, figure, bounds in (
+                            ("first", line.first, line.first_bounds),
+                            ("second", line.second, line.second_bounds),
+                        )
+                        for end, value in zip(("", "_lo", "_hi"), (figure, *bounds), strict=True)
+                    },
                     **{key: _finite(value) for key, value in line.difference._asdict().items()},
                 }
                 for line in self.lines
             ],
         }
-
-    def as_markdown(self) -> str:
-        """The same to paste."""
-        return "\n".join(self._markdown())
-
-    def _markdown(self) -> Iterator[str]:
-        yield "## Comparison"
-        yield ""
-        yield ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.items() if count) or "No common cell."
-        yield ""
-        yield from (f"- {markdown(text)}" for text in self.changed)
-        for cells, which in ((self.only_first, "first"), (self.only_second, "second")):
-            if cells:
-                yield f"- {len(cells)} cells only in the {which} run"
-        shown = [line for line in self.lines if line.difference.verdict != SAME][:_MOST]
-        if not shown:
-            return
-        yield ""
-        yield "| cell | figure | first | second | difference | verdict |"
-        yield "| --- | --- | ---: | ---: | ---: | --- |"
-        for line in shown:
-            found = line.difference
-            value = difference_text(found)
-            why = f"{found.verdict}: {found.why}" if found.why else found.verdict
-            pair = " | ".join("" if math.isnan(v) else number(v, 6) for v in (line.first, line.second))
-            yield f"| {markdown(line.what)} | {line.metric} | {pair} | {value} | {markdown(why)} |"
-        left = sum(line.difference.verdict != SAME for line in self.lines) - len(shown)
-        if left:
-            yield ""
-            yield f"{left} more differ; `--json` lists all."
 
 
 def diff_runs(first: RunFolder, second: RunFolder) -> Comparison:
@@ -158,13 +152,6 @@ def diff_runs(first: RunFolder, second: RunFolder) -> Comparison:
         tuple(only[0]),
         tuple(only[1]),
     )
-
-
-def difference_text(found: Difference) -> str:
-    """A difference and its interval; of perplexity the logarithm of the ratio."""
-    if math.isnan(found.value):
-        return ""
-    return number(found.value, 3) + ("" if math.isnan(found.lo) else f" [{number(found.lo, 3)}, {number(found.hi, 3)}]")
 
 
 def cell_name(row: Record) -> str:
@@ -208,7 +195,8 @@ def _lines(first: RunFolder, second: RunFolder, plans: list[pd.DataFrame], commo
                 found = exact(metric, *values)
                 if metric == "params_nonzero" and found.verdict == UNKNOWN and not math.isnan(found.value):
                     found = found._replace(why="another number of weights is zero")
-            yield Line(cell, name, metric, values[0], values[1], found)
+            bounds = [_bounds(row, f"{metric}_lo", f"{metric}_hi") for row in rows]
+            yield Line(cell, name, metric, values[0], values[1], found, bounds[0], bounds[1])
             if why:
                 break
 
@@ -219,27 +207,34 @@ def _times(run: RunFolder) -> dict[str, Record]:
 
 
 def _timed(cell: str, plans: list[pd.DataFrame], rows: list[Record | None]) -> Line:
-    """Speed of a timed cell in both runs: another only where no round of one is as fast as a round of the other."""
+    """Speed of a timed cell in both runs."""
     name = cell_name({str(key): value for key, value in plans[1].loc[cell].items()})
+    values = [math.nan if row is None else float(row["speedup"]) for row in rows]
     there, here = rows
     if there is None or here is None:
         why = _not_comparable(cell, plans, [{}, {}]) or "it was not timed in both"
-        one, two = (math.nan if row is None else float(row["speedup"]) for row in rows)
-        return Line(cell, name, "speedup", one, two, Difference(UNKNOWN, math.nan, math.nan, math.nan, why))
+        found = Difference(UNKNOWN, math.nan, math.nan, math.nan, why)
+    else:
+        found = _of_times(there, here)
+    bounds = [_bounds(row, "speedup_least", "speedup_most") for row in rows]
+    return Line(cell, name, "speedup", values[0], values[1], found, bounds[0], bounds[1])
+
+
+def _of_times(there: Record, here: Record) -> Difference:
+    """Another speed only where no round of one is as fast as a round of the other."""
     first, second = float(there["speedup"]), float(here["speedup"])
     if any(there[column] != here[column] for column in MACHINE):
-        why = "times of two machines do not compare"
-        return Line(cell, name, "speedup", first, second, Difference(UNKNOWN, math.nan, math.nan, math.nan, why))
+        return Difference(UNKNOWN, math.nan, math.nan, math.nan, "times of two machines do not compare")
     floor = max(
         (float(row["speedup_floor"]) for row in (there, here) if not missing(row["speedup_floor"])), default=1.0
     )
     overlap = there["speedup_least"] <= here["speedup_most"] and here["speedup_least"] <= there["speedup_most"]
     if overlap or max(first / second, second / first) <= floor:
         why = "their rounds overlap" if overlap else "cells that do the same work as dense stray as far"
-        return Line(cell, name, "speedup", first, second, Difference(SAME, second - first, math.nan, math.nan, why))
+        return Difference(SAME, second - first, math.nan, math.nan, why)
     verdict = BETTER_THAN if second > first else WORSE_THAN
     why = "no round of one is as fast as a round of the other"
-    return Line(cell, name, "speedup", first, second, Difference(verdict, second - first, math.nan, math.nan, why))
+    return Difference(verdict, second - first, math.nan, math.nan, why)
 
 
 def _not_comparable(cell: str, plans: list[pd.DataFrame], costs: list[Record | None]) -> str:
@@ -252,6 +247,12 @@ def _not_comparable(cell: str, plans: list[pd.DataFrame], costs: list[Record | N
         if digests[0] != digests[1]:
             return why
     return ""
+
+
+def _bounds(row: Record | None, low: str, high: str) -> tuple[float, float]:
+    if row is None or missing(row.get(low)) or missing(row.get(high)):
+        return _NO_BOUNDS
+    return float(row[low]), float(row[high])
 
 
 def _by_cell(run: RunFolder, name: str) -> dict[str, Record]:

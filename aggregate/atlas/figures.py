@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from aggregate.atlas.select import SHARED, of, pruned_unstructured, table_of
+from aggregate.atlas.twins import NAMES, draw_twin, twins
 from aggregate.figures import _save
 from aggregate.figures.perplexity import plain_ticks
 from aggregate.figures.style import BLACK, BLUE, GREEN, MIB, ORANGE, PURPLE, SKY, VERMILLION, YELLOW, number
@@ -41,10 +42,12 @@ _FORMATS = {
 
 def draw(runs: Runs, folder: Path) -> list[Path]:
     """Draw every figure that the runs have figures for; others in the folder are removed."""
+    paired = twins(runs)
     drawn = {
         "methods": _methods(runs),
         "patterns": _patterns(runs),
         "sizes": _sizes(runs),
+        **{f"twin-{name}": draw_twin(paired[name]) if name in paired else None for name in NAMES},
     }
     written = []
     for name, figure in drawn.items():

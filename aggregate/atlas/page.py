@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from aggregate.atlas import cells, tables
 from aggregate.atlas.select import of, table_of
+from aggregate.atlas.twins import twins
 from aggregate.claims import judge, load_tables, read_claims
 from aggregate.claims.text import as_markdown, as_table, count
 from aggregate.figures.data import Record, records
@@ -58,6 +59,7 @@ def pages(folder: Path, runs: Runs, figures: Collection[str] = ()) -> dict[str, 
         "seeds": tables.seeds(runs, "calibration-seeds"),
         "repeated": tables.repeated(methods, table_of(runs, "tipping-point")),
         "tipping": tables.tipping_points(runs, "tipping-point"),
+        "twins": twins(runs),
         "cell": finder(runs),
         "benchmark": benchmark_finder(folder / "benchmarks"),
         "number": number,

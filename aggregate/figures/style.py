@@ -74,6 +74,9 @@ DPI = 150
 #: Below this a number is written with a power of ten: nobody counts seven zeros.
 SMALLEST_PLAIN = 1e-7
 
+#: Significant digits of the ends of an interval.
+_MOST_DIGITS = 6
+
 _LONGEST_LABEL = 60
 #: So many entries of a legend fit beside the lines.
 _MOST_INSIDE, _ENTRY_INCHES = 16, 0.16
@@ -163,6 +166,19 @@ def interval_decimals(half_width: float) -> int:
     if not half_width > 0 or math.isinf(half_width):
         return 2
     return max(0, 1 - math.floor(math.log10(half_width)))
+
+
+def ends(lo: float, hi: float, unit: str = "") -> str:
+    """Write an interval: as many digits as its width has something to say with, and no more than anyone reads.
+
+    >>> ends(24.1342, 25.9911), ends(0.0, 0.0), ends(91.123, 91.187, " %")
+    ('[24.13, 25.99]', '[0, 0]', '[91.123, 91.187 %]')
+    """
+    largest = max(abs(lo), abs(hi))
+    if largest < SMALLEST_PLAIN:
+        return f"[{number(lo)}, {number(hi)}{unit}]"
+    decimals = min(interval_decimals((hi - lo) / 2), max(0, _MOST_DIGITS - 1 - math.floor(math.log10(largest))))
+    return f"[{lo:,.{decimals}f}, {hi:,.{decimals}f}{unit}]"
 
 
 @lru_cache(maxsize=1)

@@ -13,8 +13,6 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from aggregate.compare import SAME
-from aggregate.diff import diff_runs, difference_text
 from aggregate.export import markdown
 from aggregate.figures import Drawn, draw_figures
 from aggregate.figures.data import Record, extra_columns, load, missing, records
@@ -24,6 +22,7 @@ from aggregate.latency import beside
 from aggregate.private import public, scrub
 from aggregate.report.bins import FLIPS, bin_rows
 from aggregate.report.bins import HEADINGS as BIN_HEADINGS
+from aggregate.report.comparison import comparison
 from aggregate.report.costs import COST_HEADINGS, cost_rows
 from aggregate.report.definitions import DEFINITIONS
 from aggregate.report.facts import facts_of
@@ -57,7 +56,7 @@ def write_report(run: RunFolder, against: RunFolder | None = None) -> Path:
 
         aggregate_run(run, figures=False)
     content = _content(run)
-    content["comparison"] = None if against is None else _comparison(against, run)
+    content["comparison"] = None if against is None else comparison(against, run, MOST_ROWS)
     content["views"] = markupsafe.Markup(content["views"])  # noqa: S704 - escaped by `views`
     content["plotly"] = markupsafe.Markup(_plotly())  # noqa: S704 - a script of the package
     environment = jinja2.Environment(
@@ -72,34 +71,6 @@ def write_report(run: RunFolder, against: RunFolder | None = None) -> Path:
     write_text(page, environment.get_template("page.html.jinja").render(content))
     write_text(run.report / "summary.md", environment.get_template("summary.md.jinja").render(content))
     return page
-
-
-def _comparison(first: RunFolder, second: RunFolder) -> dict[str, Any]:
-    """What the section about another run says."""
-    found = diff_runs(first, second)
-    differing = [line for line in found.lines if line.difference.verdict != SAME]
-    return {
-        "verdicts": {name: count for name, count in found.verdicts.items() if count},
-        "changed": found.changed,
-        "only": (len(found.only_first), len(found.only_second)),
-        "lines": [
-            (
-                line.what,
-                line.metric,
-                _plain(line.first),
-                _plain(line.second),
-                difference_text(line.difference),
-                line.difference.verdict,
-                line.difference.why,
-            )
-            for line in differing[:MOST_ROWS]
-        ],
-        "left": max(0, len(differing) - MOST_ROWS),
-    }
-
-
-def _plain(value: float) -> str:
-    return "" if missing(value) else number(value, 6)
 
 
 def _plotly() -> str:

@@ -6,13 +6,10 @@ import math
 from typing import NamedTuple
 
 from aggregate.figures.data import Record, missing
-from aggregate.figures.style import MIB, SMALLEST_PLAIN, interval_decimals, number
+from aggregate.figures.style import MIB, ends, number
 
 #: Methods that get sentences of their own; all of them are in the table.
 MOST_METHODS = 4
-
-#: Significant digits of the ends of an interval.
-_MOST_DIGITS = 6
 
 
 class Fact(NamedTuple):
@@ -67,12 +64,4 @@ def interval(row: Record, metric: str, scale: float = 1.0, unit: str = "") -> st
     low, high = f"{metric}_lo", f"{metric}_hi"
     if not known(row, low, high):
         return ""
-    ends = [scale * row[low], scale * row[high]]
-    largest = max(map(abs, ends))
-    if largest < SMALLEST_PLAIN:
-        return f" [{number(ends[0])}, {number(ends[1])}{unit}]"
-    # As many digits as the width has something to say with, and no more than anyone reads.
-    decimals = min(
-        interval_decimals((ends[1] - ends[0]) / 2), max(0, _MOST_DIGITS - 1 - math.floor(math.log10(largest)))
-    )
-    return f" [{ends[0]:,.{decimals}f}, {ends[1]:,.{decimals}f}{unit}]"
+    return f" {ends(scale * row[low], scale * row[high], unit)}"

@@ -1,4 +1,4 @@
-"""Export, diff, merge and advise: what a person pastes, compares, joins and decides."""
+"""Export, merge and advise: what a person pastes, joins and decides; and when two cells differ."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from changed_runs import changed_copy, worse_likelihood
 
 from aggregate import compare
 from aggregate.advise import UNTRAINED, Limits, advise, advise_all, runs_of
 from aggregate.api import aggregate_run
 from aggregate.compare import WindowSums, difference, exact, not_worse_than_best
 from aggregate.describe import _pruning
-from aggregate.diff import diff_runs
 from aggregate.export import export_table, interval_decimals, latex
 from aggregate.merge import merge_runs
 from aggregate.scan import read_plan, scan
 from aggregate.tables import read_table
-from sparsehpc.core import shards
 from sparsehpc.core.errors import UserError, UserErrors
 from sparsehpc.core.layout import RunFolder
 
@@ -36,31 +35,6 @@ def run(tmp_path_factory, synthetic) -> RunFolder:
     made = synthetic.write_run(tmp_path_factory.mktemp("answers") / "run", **GRID)
     aggregate_run(made, figures=False)
     return made
-
-
-def changed_copy(run: RunFolder, target, synthetic, edit, row_edit=None) -> RunFolder:
-    """The same run with every cell's measurements passed through ``edit``."""
-    shutil.copytree(run.root, target)
-    copy = RunFolder(target)
-    for cell_id in read_plan(run)["cell_id"].to_pylist():
-        row = shards.read_row(run.cell(cell_id), cell_id)
-        table = shards.read_measurements(run.cell(cell_id), row)
-        rows = [shards.Measurement(**{k: v for k, v in line.items() if k != "cell_id"}) for line in table.to_pylist()]
-        shards.write_shard(copy.cell(cell_id), {**row, **(row_edit or {})}, edit(row, rows))
-    aggregate_run(copy, figures=False)
-    return copy
-
-
-def worse_likelihood(row, rows):
-    """Every window of pruned cells half a nat per token worse, with some spread."""
-    if row["method"] == "none":
-        return rows
-    return [
-        r._replace(numerator=r.numerator + r.denominator * (0.5 + 0.01 * int(r.subject)))
-        if r.metric in ("nll", "perplexity")
-        else r
-        for r in rows
-    ]
 
 
 # --- paired comparison ---------------------------------------------------------------------------------------------
@@ -237,78 +211,6 @@ def test_wrong_wishes_are_all_named_at_once(run, tmp_path):
 @pytest.mark.parametrize(("half", "decimals"), [(0.151, 2), (1.2, 1), (12.0, 0), (4e-4, 5), (0.0, 2), (math.inf, 2)])
 def test_digits_follow_the_interval(half, decimals):
     assert interval_decimals(half) == decimals
-
-
-# --- diff ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_the_same_as_itself(run):
-    found = diff_runs(run, run)
-    assert found.exit_code == 0
-    assert found.verdicts["same"] == len(found.lines) == 9 * 6
-    assert found.changed == ("the plans hold the same cells",)
-    json.dumps(found.as_json())
-    assert "54 same" in found.as_markdown()
-
-
-def test_worse_likelihood_is_seen_with_interval_and_other_machine_is_named(run, tmp_path, synthetic):
-    other = changed_copy(run, tmp_path / "b", synthetic, worse_likelihood, {"cpu_model": "AMD EPYC 9654"})
-    other.provenance.write_text(json.dumps({"sparsehpc": "0.2.0", "user": "ada"}))
-    found = diff_runs(run, other)
-    assert found.exit_code == 1
-    worse = [line for line in found.lines if line.difference.verdict == "worse"]
-    assert {line.metric for line in worse} == {"perplexity"}
-    assert len(worse) == 8
-    for line in worse:
-        assert 0.5 < line.difference.lo < line.difference.value < line.difference.hi < 0.8
-        assert line.difference.value == pytest.approx(math.log(line.second / line.first))
-    back = diff_runs(other, run)
-    assert back.verdicts["better"] == 8
-    assert back.exit_code == 0
-    text = found.as_markdown()
-    assert "cpu\\_model: Intel Xeon Platinum 8481C -> AMD EPYC 9654" in text
-    assert "sparsehpc: 0.1.0 -> 0.2.0" in text
-    assert "ada" not in text
-
-
-def test_what_cannot_be_compared_says_why(run, tmp_path, synthetic):
-    other = changed_copy(run, tmp_path / "b", synthetic, lambda row, rows: rows, {"evaluation_digest": "ef" * 32})
-    found = diff_runs(run, other)
-    assert {line.difference.why for line in found.lines} == {"the evaluation text differs"}
-    assert found.exit_code == 1
-    cell = read_plan(other)["cell_id"][3].as_py()
-    other.cell(cell).row.unlink()
-    aggregate_run(other, figures=False)
-    assert "it is missing in the second run" in {line.difference.why for line in diff_runs(run, other).lines}
-
-
-def test_runs_without_a_common_cell(run, make_run):
-    other = make_run(sparsities=("0.7",), windows=5, name="other")
-    aggregate_run(other, figures=False)
-    found = diff_runs(run, other)
-    assert (len(found.only_first), len(found.only_second)) == (9, 3)
-    assert found.exit_code == 1
-    assert "No common cell" in found.as_markdown()
-
-
-def test_a_run_that_lacks_cells_does_not_pass_and_one_with_more_does(run, make_run):
-    more = make_run(sparsities=("0.1", "0.3", "0.5"), windows=5, name="more")
-    fewer = make_run(sparsities=("0.1", "0.3"), windows=5, name="fewer")
-    for folder in (more, fewer):
-        aggregate_run(folder, figures=False)
-    assert diff_runs(more, fewer).only_first
-    assert diff_runs(more, fewer).exit_code == 1
-    assert diff_runs(fewer, more).only_second
-    assert diff_runs(fewer, more).exit_code == 0
-
-
-def test_other_weights_zero_is_not_called_better_or_worse(run, tmp_path, synthetic):
-    def fewer(row, rows):
-        return [r._replace(numerator=r.numerator - 1) if r.metric == "params_nonzero" else r for r in rows]
-
-    found = diff_runs(run, changed_copy(run, tmp_path / "b", synthetic, fewer))
-    lines = [line for line in found.lines if line.metric == "params_nonzero"]
-    assert {line.difference.why for line in lines} == {"another number of weights is zero"}
 
 
 # --- merge ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from aggregate.atlas.figures import draw
 from aggregate.atlas.kept import TABLES
 from aggregate.atlas.page import pages
 from aggregate.atlas.select import table_of
+from aggregate.atlas.twins import CONVENTIONS, NAMES, draw_twin, twins
 from aggregate.claims import judge, load_tables, read_claims
 from sparsehpc.core.errors import UserError, UserErrors
 from sparsehpc.core.layout import RunFolder
@@ -223,3 +224,105 @@ def test_cells_of_two_studies_that_measured_the_same_are_held_together():
     assert tables.repeated(other, methods).endswith("differ by at most 1.0 %.")
     assert tables.repeated(methods, methods.assign(evaluation_digest="another text")) == ""
     assert tables.repeated(methods, methods.iloc[:0]) == ""
+
+
+# --- the six plots and their twins ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paired():
+    return twins(kept_runs(RESULTS / "data"))
+
+
+def opt_row(name, **wanted) -> dict:
+    """A row of OPT-125M's shape, straight from the file."""
+    table = pd.read_parquet(RESULTS / "data" / "reference-untrained" / "tables" / f"{name}.parquet")
+    table = table[table["model"] == "random:opt-125m"]
+    for column, value in wanted.items():
+        table = table[table[column] == value]
+    (row,) = table.to_dict("records")
+    return row
+
+
+def test_bars_are_the_rows_of_both_accountings(paired):
+    assert tuple(paired) == NAMES
+    for convention in CONVENTIONS:
+        for variant in ("dense", "masked", "csr"):
+            row = opt_row("global", convention=convention, variant=variant)
+            assert paired["size"].value(convention, variant) == pytest.approx(row["bytes_total"] / 2**20)
+            assert paired["sparsity"].value(convention, variant) == pytest.approx(100 * row["sparsity"])
+            assert paired["flops"].total(convention, variant) == pytest.approx(row["flops_executed"] / 1e6)
+            group = opt_row("groups", convention=convention, variant=variant, group="mlp")
+            assert paired["flops"].value(convention, variant, "mlp") == pytest.approx(group["flops_executed"] / 1e6)
+        assert sum(bar.value for key, bar in paired["shares"].bars.items() if key[0] == convention) == pytest.approx(
+            100
+        )
+        # What pruning made: three tenths of the weights, of which the old accounting of CSR leaves the biases out.
+        made = paired["groups"]
+        assert made.value(convention, "csr", "embedding") == 0
+        before = opt_row("groups", convention=convention, variant="dense", group="attention")["params_nonzero"]
+        after = opt_row("groups", convention=convention, variant="csr", group="attention")
+        share = 100 * (before - after["params_nonzero"]) / after["params_total"]
+        assert made.value(convention, "csr", "attention") == pytest.approx(share)
+    assert ("study", "lm_head", "csr") in made.bars
+    assert ("unique", "lm_head", "csr") not in made.bars
+    old, new = (paired["agreement"].bar(convention, "csr") for convention in ("study", "unique"))
+    assert old.value == new.value
+    assert pd.isna(old.lo)
+    assert new.lo < new.value < new.hi
+
+
+def test_every_pair_stands_on_the_page_with_its_sentence_and_its_figures(paired):
+    page = (RESULTS / "index.md").read_text(encoding="utf-8")
+    section = page.partition("### The six plots, then and now")[2].partition("\n### ")[0]
+    parts = re.split(r"!\[[^]]+\]\(images/twin-(\w+)\.png\)\n", section)
+    sentences = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert tuple(sentences) == NAMES
+    for text in sentences.values():  # a word in bold and one sentence
+        assert re.fullmatch(r"\*\*[^*]+\.\*\* (?:(?!\. ).)+\.", text.strip(), re.S), text
+    size = [opt_row("global", convention=each, variant="csr")["bytes_total"] / 2**20 for each in CONVENTIONS]
+    assert re.findall(r"([\d.]+) MiB", sentences["size"]) == [f"{size[0]:.2f}", "477.75", f"{size[1]:.2f}"]
+    head = opt_row("groups", convention="study", variant="dense", group="lm_head")["param_fraction"]
+    assert f"the second time as {100 * head:.1f} % of all" in sentences["shares"]
+    looked_up = opt_row("groups", convention="study", variant="dense", group="embedding")["flops_executed"]
+    assert f"{looked_up / 1e6:.1f} of 327 million" in sentences["flops"]
+
+
+def test_sentences_of_the_pairs_follow_the_tables(tmp_path, remade):
+    copy = tmp_path / "results"
+    shutil.copytree(RESULTS, copy)
+    path = copy / "data" / "reference-untrained" / "tables" / "groups.parquet"
+    table = pd.read_parquet(path)
+    here = (table["group"] == "embedding") & (table["convention"] == "study")
+    table.loc[here, "flops_executed"] *= 2
+    table.to_parquet(path)
+    assert pages(copy, kept_runs(copy / "data"), ["methods"])["index.md"] != remade["index.md"]
+    shutil.rmtree(copy / "data" / "reference-untrained")
+    runs = kept_runs(copy / "data")
+    assert twins(runs) == {}
+    drawn = {found.name for found in draw(runs, copy / "images")}
+    assert not any(name.startswith("twin-") for name in drawn)
+    assert drawn == {found.name for found in (copy / "images").iterdir()}, "pairs of gone tables go, too"
+    assert "twin-" not in pages(copy, runs, ["methods"])["index.md"]
+
+
+def test_both_panels_of_a_pair_are_on_one_scale_and_in_one_order(paired):
+    for twin in paired.values():
+        left, right = draw_twin(twin).axes
+        assert left.get_ylim() == right.get_ylim()
+        assert [tick.get_text() for tick in left.get_xticklabels()] == [
+            tick.get_text() for tick in right.get_xticklabels()
+        ]
+        for axes, convention in ((left, "study"), (right, "unique")):
+            heights = [patch.get_height() for patch in axes.patches]
+            assert heights == [bar.value for key, bar in twin.bars.items() if key[0] == convention]
+            assert axes.get_title(loc="left") == f"{CONVENTIONS[convention]} ({convention})"
+
+
+def test_a_bar_that_is_not_there_is_said(paired):
+    with pytest.raises(UserError, match="not there: unique bitmap of Size"):
+        paired["size"].value("unique", "bitmap")
+
+
+def test_images_of_the_pairs_are_light():
+    assert all((RESULTS / "images" / f"twin-{name}.png").stat().st_size < 60_000 for name in NAMES)
