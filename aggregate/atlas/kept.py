@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 
 from aggregate.describe import provenance_of
 from aggregate.private import scrub
-from aggregate.tables import TABLES_VERSION, read_table
+from aggregate.tables import TABLES_VERSION, read_latency, read_table
 from sparsehpc.core.errors import UserErrors
 from sparsehpc.core.files import write_atomically, write_text
 from sparsehpc.core.layout import RunFolder
 
-#: Tables that are copied.
+#: Tables that are copied, beside ``latency`` of a study that times something.
 TABLES = ("global", "groups", "windows", "costs", "coverage", "seeds", "tipping")
 
 #: Of windows only the sums that differences between two cells need.
@@ -48,6 +48,8 @@ def keep_tables(runs: Sequence[RunFolder], folder: Path) -> None:
             problems.append(f"{run.root} has no table {', '.join(absent)}; sparsehpc aggregate {run.root} makes them")
             continue
         tables[name] = {table: _small(table, read_table(run, table)) for table in TABLES}
+        if read_latency(run) is not None:
+            tables[name]["latency"] = _small("latency", read_table(run, "latency"))
         if not tables[name]["global"].num_rows:
             problems.append(f"{run.root} has no finished cell")
     if problems:

@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
-from aggregate.atlas import cells, tables
+from aggregate.atlas import cells, speed, tables
 from aggregate.atlas.select import of, table_of
 from aggregate.atlas.twins import twins
 from aggregate.claims import judge, load_tables, read_claims
@@ -60,6 +60,8 @@ def pages(folder: Path, runs: Runs, figures: Collection[str] = ()) -> dict[str, 
         "repeated": tables.repeated(methods, table_of(runs, "tipping-point")),
         "tipping": tables.tipping_points(runs, "tipping-point"),
         "twins": twins(runs),
+        "speeds": speed.speeds(runs, "speed"),
+        "speed": speed.speed_words(runs, "speed"),
         "cell": finder(runs),
         "benchmark": benchmark_finder(folder / "benchmarks"),
         "number": number,

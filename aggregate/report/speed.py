@@ -63,18 +63,27 @@ def break_evens(data: ModelData) -> Iterator[str]:
     """From which sparsity on the model is smaller, and faster, in each format: one sentence a machine."""
     for machine, rows in machines(data.latency):
         own = _pruned(data, rows)
-        parts: list[str] = []
-        for variant in dict.fromkeys(own["variant"]):
-            one = own[own["variant"] == variant].drop_duplicates("sparsity_target").sort_values("sparsity_target")
-            if len(parts) < _MOST_FORMATS:
-                smaller = _from(one, one["pruned_bytes"] < one["pruned_bytes_dense"])
-                faster = _from(one, (one["speedup_least"] > 1) & ~(one["speedup"] <= one["speedup_floor"]))
-                parts.append(f"as {variant} smaller {smaller}, faster {faster}")
-        if parts:
-            steps = ", ".join(percent(s) for s in sorted(own["sparsity_target"].unique()))
-            known = rows[rows["speedup_floor"].notna()]
-            floor = "" if known.empty else f"; {_same_work(records(known)[0])}"
-            yield f"Than dense, on this CPU ({scrub(machine)}; measured at {steps}{floor}): {'; '.join(parts)}."
+        if own.empty:
+            continue
+        steps = ", ".join(percent(s) for s in sorted(own["sparsity_target"].unique()))
+        known = rows[rows["speedup_floor"].notna()]
+        floor = "" if known.empty else f"; {_same_work(records(known)[0])}"
+        parts = "; ".join(smaller_and_faster(own)[:_MOST_FORMATS])
+        yield f"Than dense, on this CPU ({scrub(machine)}; measured at {steps}{floor}): {parts}."
+
+
+def smaller_and_faster(rows: pd.DataFrame) -> list[str]:
+    """For each format the least sparsity from which on it was smaller than dense, and faster in every round.
+
+    ``rows``: one way of pruning of the table ``latency``, on one machine.
+    """
+    parts = []
+    for variant in dict.fromkeys(rows["variant"]):
+        one = rows[rows["variant"] == variant].drop_duplicates("sparsity_target").sort_values("sparsity_target")
+        smaller = _from(one, one["pruned_bytes"] < one["pruned_bytes_dense"])
+        faster = _from(one, (one["speedup_least"] > 1) & ~(one["speedup"] <= one["speedup_floor"]))
+        parts.append(f"as {variant} smaller {smaller}, faster {faster}")
+    return parts
 
 
 def speed_rows(latency: pd.DataFrame) -> list[list[str]]:
