@@ -69,13 +69,18 @@ def test_only_what_is_near_the_window_is_drawn_and_the_rest_when_scrolled_to(ope
     assert page.locator("#cells tbody tr").count() == 9
     assert page.locator("#method option").count() == 3
     # A plot to come keeps its room, so that the page does not jump when it is there.
-    assert page.locator("#view-heat").bounding_box()["height"] >= 400
+    assert page.locator(".view:has(#view-heat)").bounding_box()["height"] >= 400
     page.locator("#view-heat").scroll_into_view_if_needed()
     wait_for(page, "heat")
     assert page.get_attribute("#view-heat", "aria-label").startswith("zeros of 3 layers")
     assert page.locator("#heat option").count() > 0
     scroll_through(page)
     assert drawn(page) == set(VIEWS)
+    for view in VIEWS:
+        # The box is as high as its plot, and the legend below it.
+        plot, box = (page.locator(f"#view-{view}{part}").first.bounding_box() for part in (" .main-svg", ""))
+        assert plot["y"] + plot["height"] <= box["y"] + box["height"] + 1, view
+        assert plot["height"] >= 200
 
 
 def test_a_choice_reaches_views_out_of_sight_when_they_are_scrolled_to(open_page):
