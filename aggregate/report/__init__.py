@@ -111,7 +111,7 @@ def _content(run: RunFolder) -> dict[str, Any]:
         "bin_rows": binned,
         "more_bins": more_bins,
         "figures": [_figure(figure) for figure in shown],
-        "figures_left": len(figures) - len(shown),
+        "figures_left": [_figure_title(figure) for figure in figures if figure not in shown],
         "views": drawn.text,
         "views_cut": drawn.cut,
         "speed_headings": SPEED_HEADINGS,
@@ -142,28 +142,37 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _within_budget(figures: list[Drawn]) -> list[Drawn]:
-    """The first figures that the page can hold."""
-    total, kept = 0, []
+    """The figures that the page can hold, in their order; one that is too large by itself keeps no other out."""
+    left, kept = MOST_FIGURES_BYTES, []
     for figure in figures:
-        total += figure.svg.stat().st_size
-        if total > MOST_FIGURES_BYTES:
-            break
-        kept.append(figure)
+        size = figure.svg.stat().st_size
+        if size <= left:
+            left -= size
+            kept.append(figure)
     return kept
 
 
 def _figure(figure: Drawn) -> dict[str, Any]:
     data = base64.b64encode(figure.svg.read_bytes()).decode()
-    model = scrub(figure.subject.model)
-    kind = ", ".join(part for part in (figure.subject.dtype, scrub(figure.subject.extra)) if part)
-    mark = "" if figure.trained else " (untrained: random weights)"
+    model, kind, mark = _whose(figure)
     return {
         "source": f"data:image/svg+xml;base64,{data}",
         "file": f"../figures/{figure.png.name}",
         "alt": f"{figure.title} of {model} in {kind}{mark}",
-        "title": f"{figure.title}: {model}, {kind}{mark}",
+        "title": _figure_title(figure),
         "caption": figure.caption,
     }
+
+
+def _whose(figure: Drawn) -> tuple[str, str, str]:
+    """Model, dtype and further axes, and what marks it as untrained."""
+    kind = ", ".join(part for part in (figure.subject.dtype, scrub(figure.subject.extra)) if part)
+    return scrub(figure.subject.model), kind, "" if figure.trained else " (untrained: random weights)"
+
+
+def _figure_title(figure: Drawn) -> str:
+    model, kind, mark = _whose(figure)
+    return f"{figure.title}: {model}, {kind}{mark}"
 
 
 def _absent(row: Record) -> dict[str, str]:

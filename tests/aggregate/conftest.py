@@ -422,11 +422,15 @@ def axe() -> str:
 
 @pytest.fixture
 def open_report(browser: Any) -> Iterator[Callable[..., Any]]:
-    """``open_report(page, state, **options)`` without network; a warning or an error that it logs fails the test."""
+    """``open_report(page, state, **options)`` without network; a warning or an error that it logs fails the test.
+
+    The window is so high that every view is near it, and drawn at once; ``viewport`` asks for another.
+    """
     contexts: list[Any] = []
     said: list[str] = []
 
     def open_it(path: Path, state: str = "", **options: Any) -> Any:
+        options.setdefault("viewport", {"width": 1280, "height": 6000})
         context = browser.new_context(offline=True, accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()

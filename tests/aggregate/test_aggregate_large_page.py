@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from page_moments import WINDOW, moments, summary
 
 from aggregate.api import aggregate_run
 from aggregate.report import write_report
@@ -21,9 +21,11 @@ from aggregate.tables import read_table, write_tables
 from sparsehpc.core.layout import RunFolder
 
 CELLS = 10_000
+REPEATS = 5
 TABLES = ("global", "groups", "tensors", "windows", "bins", "costs", "coverage", "pareto", "tipping", "layers")
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+# Drawing the static figures of 500 ways of pruning takes minutes.
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -62,33 +64,34 @@ def large(tmp_path_factory: pytest.TempPathFactory, synthetic) -> RunFolder:
     return run
 
 
-def test_ten_thousand_cells_open(
-    large: RunFolder, monkeypatch: pytest.MonkeyPatch, open_report: Callable[..., Any]
-) -> None:
-    monkeypatch.setattr("aggregate.report.draw_figures", lambda run: [])
-    started = time.perf_counter()
-    page = write_report(large)
-    written_s = time.perf_counter() - started
-    assert page.stat().st_size < 25_000_000
-    assert _cells_in(page) == CELLS + 1
-    started = time.perf_counter()
-    tab = open_report(page)
-    ready_s = time.perf_counter() - started
-    loaded_s = tab.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd / 1000")
-    assert "10,001 cells" in tab.locator("#count").inner_text()
-    for view in ("perplexity", "agreement", "size", "pareto", "promise"):
-        assert tab.locator(f"#view-{view} .main-svg").count() >= 1, view
-    started = time.perf_counter()
-    tab.select_option("#method", "wanda")
-    filtered_s = time.perf_counter() - started
-    assert "2,001 cells" in tab.locator("#count").inner_text()
-    sys.stdout.write(
-        f"page {page.stat().st_size / 1e6:.1f} MB, written in {written_s:.1f} s; loaded {loaded_s:.1f} s, every view "
-        f"drawn {ready_s:.1f} s, filtered {filtered_s:.1f} s\n"
-    )
-
-
-def _cells_in(page: Path) -> int:
+def test_ten_thousand_cells_open(large: RunFolder, browser: Any, open_report: Callable[..., Any]) -> None:
+    """With its static figures drawn; prints what docs/results/benchmarks-aggregate.md holds, and asserts no time."""
+    with warnings.catch_warnings():
+        # Five hundred panels do not fit a figure; the tables beside it say what it cannot.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        page = write_report(large)
     text = page.read_text(encoding="utf-8")
+    assert page.stat().st_size < 25_000_000
+    assert _cells_in(text) == CELLS + 1
+    assert text.count("<img") >= 5
+    # What the page leaves to the folder beside it, it says.
+    assert "Too large for this page, and in the folder" in text
+    assert "9701 more rows are in the tables" in text
+    tab = open_report(page, "#explore", viewport=WINDOW)
+    tab.locator("#view-agreement .main-svg").first.wait_for(state="attached")
+    assert "10,001 cells" in tab.locator("#count").inner_text()
+    assert tab.locator("#view-heat .main-svg").count() == 0
+    for view in ("size", "pareto", "promise", "heat"):
+        tab.locator(f"#view-{view}").scroll_into_view_if_needed()
+        tab.locator(f"#view-{view} .main-svg").first.wait_for(state="attached")
+    tab.select_option("#method", "wanda")
+    assert "2,001 cells" in tab.locator("#count").inner_text()
+    tab.context.close()
+    measured = summary([moments(browser, page, "ria") for _ in range(REPEATS)])
+    lines = [f"| {name} | {middle:.2f} [{least:.2f}, {most:.2f}] |" for name, (middle, least, most) in measured.items()]
+    sys.stdout.write("\n".join([f"page of {page.stat().st_size / 1e6:.1f} MB, {REPEATS} times:", *lines, ""]))
+
+
+def _cells_in(text: str) -> int:
     start = text.index('<script type="application/json" id="data">') + len('<script type="application/json" id="data">')
     return int(json.loads(text[start : text.index("</script>", start)])["cells"]["rows"])

@@ -296,7 +296,7 @@ def test_without_javascript_tables_and_figures_are_there(open_page):
 
 @pytest.mark.parametrize("width", [360, 1600])
 def test_nothing_runs_out_of_a_narrow_or_a_wide_window(open_page, width):
-    page = open_page(viewport={"width": width, "height": 900})
+    page = open_page(viewport={"width": width, "height": 6000})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -396,7 +396,7 @@ def test_filter_by_pattern(open_report, many):
 
 def test_many_ways_of_pruning_stay_apart_and_legible(open_report, many):
     for width in (1400, 420):
-        page = open_report(many, viewport={"width": width, "height": 900})
+        page = open_report(many, viewport={"width": width, "height": 6000})
         traces = "document.getElementById('view-agreement').data"
         looks = page.evaluate(f"{traces}.map(t => JSON.stringify([t.line.color, t.line.dash, t.marker.symbol]))")
         assert len(looks) == len(set(looks)) == 15
@@ -430,7 +430,7 @@ def test_cells_worse_than_guessing_are_named_and_not_drawn(open_report, many):
 
 
 def test_axe_finds_no_serious_issue_among_many_ways(open_report, many, axe):
-    page = open_report(many, viewport={"width": 420, "height": 900})
+    page = open_report(many, viewport={"width": 420, "height": 6000})
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []

@@ -172,17 +172,19 @@
   // A plot of more than this can be neither read nor drawn in time; the filters above choose.
   const MOST_LINES = 40, MOST_POINTS = 1500;
   const some = (shown, all, what) => (shown < all ? ` (first ${shown} of ${all.toLocaleString("en-US")} ${what}: choose above)` : "");
+  const wayKey = (one) => JSON.stringify([one.m, one.method, one.pattern, one.extra]);
+  const lineKey = (one) => JSON.stringify([one.m, one.method, one.pattern, one.extra, one.variant]);
   const series = (cells) => {
-    const found = new Map();
+    const found = new Map(), starts = new Map();
     for (const cell of cells.filter((one) => one.method !== "none")) {
-      const key = JSON.stringify([cell.m, cell.method, cell.pattern, cell.extra, cell.variant]);
+      const key = lineKey(cell), way = wayKey(cell);
       if (!found.has(key)) found.set(key, []);
       found.get(key).push(cell);
+      starts.set(way, Math.min(cell.s, starts.get(way) ?? cell.s));
     }
     return [...found.values()].map((line) => {
       // A variant that starts later than others of its method is not joined to dense across what others measured.
-      const first = Math.min(...line.map((cell) => cell.s));
-      const late = cells.some((cell) => cell.m === line[0].m && cell.method === line[0].method && cell.pattern === line[0].pattern && cell.extra === line[0].extra && cell.s < first);
+      const late = starts.get(wayKey(line[0])) < Math.min(...line.map((cell) => cell.s));
       // Nor is a single point: a line to it would show a course that nobody measured.
       const dense = !late && new Set(line.map((cell) => cell.s)).size > 1 && data.cells.find((cell) => cell.m === line[0].m && cell.method === "none" && cell.variant === "dense");
       return [...(dense ? [dense] : []), ...line.sort((a, b) => a.s - b.s)];
@@ -233,8 +235,9 @@
     }).filter((trace) => trace.x.length && trace.x.some((x) => x > 0));
     const values = traces.flatMap((trace) => trace.y);
     const axis = log ? logAxis(values) : { rangemode: "tozero" };
-    const tips = data.tipping.filter((tip) => tip.metric === metric && cells.some((cell) => cell.method === tip.method && cell.pattern === tip.pattern && cell.variant === tip.variant && cell.m === tip.m && cell.extra === tip.extra));
-    const once = [...new Map(tips.map((tip) => [`${tip.m}|${tip.method}|${tip.pattern}|${tip.extra}`, tip])).values()].slice(0, 12);
+    const drawn = new Set(lines.map((line) => lineKey(line[line.length - 1])));
+    const tips = data.tipping.filter((tip) => tip.metric === metric && drawn.has(lineKey(tip)));
+    const once = [...new Map(tips.map((tip) => [wayKey(tip), tip])).values()].slice(0, 12);
     const shapes = once.map((tip) => ({ type: "line", x0: 100 * tip.s, x1: 100 * tip.s, y0: 0, y1: 1, yref: "paper", line: { color: "#888888", width: 1, dash: paint(tip).dash || "solid" } }));
     const dense = data.cells.find((cell) => cell.m === +state.model && cell.method === "none" && cell.variant === "dense");
     if (log && state.model !== "" && dense && dense[metric] !== undefined) shapes.push({ type: "line", x0: 0, x1: 1, xref: "paper", y0: dense[metric], y1: dense[metric], line: { color: "#888888", width: 1, dash: "dot" } });
@@ -340,7 +343,6 @@
   // Measured speed between what the bytes would allow and what the operations promise.
   const speed = () => {
     const own = data.speed.filter((one) => (state.model === "" || one.m === +state.model) && (!state.method || one.method === state.method) && (!state.pattern || one.pattern === state.pattern) && (!state.variant || one.variant === state.variant));
-    byId("speed-view").hidden = !data.speed.length;
     if (!data.speed.length) return;
     const machines = [...new Set(own.map((one) => one.machine))], grouped = new Map();
     for (const one of own) {
@@ -573,20 +575,25 @@
     if (s !== undefined) byId("s").value = String(s);
     byId("theme").value = state.theme;
   };
-  const STEPS = [
-    () => { document.documentElement.dataset.theme = state.theme || ""; controls(); },
-    () => curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true),
-    () => curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false),
-    size, table, speed, pareto, promise, bins, flips, heat,
-    () => { if (byId("twins").open) twins(); },
+  const TWINS = { boxes: [...document.querySelectorAll("[id^='twin-'][role='img']")].map((box) => box.id), draw: twins };
+  const VIEWS = [
+    { boxes: ["view-perplexity"], draw: () => curve("view-perplexity", "perplexity", "Perplexity against sparsity", "perplexity", 1, true) },
+    { boxes: ["view-agreement"], draw: () => curve("view-agreement", "top1_agreement", "Top-1 agreement against sparsity", "equal top-1 choices (%)", 100, false) },
+    { boxes: ["view-size"], draw: size }, { boxes: ["view-speed"], draw: speed },
+    { boxes: ["view-pareto"], draw: pareto }, { boxes: ["view-promise"], draw: promise },
+    { boxes: ["view-bins"], draw: bins }, { boxes: ["view-flips"], draw: flips },
+    { boxes: ["view-heat", "view-layer"], draw: heat }, TWINS,
   ];
-  const draw = () => STEPS.forEach((step) => step());
-  // The first time one after the other, so that a reader can read and scroll in between.
-  const drawFirst = (n = 0) => {
-    if (n === STEPS.length) { document.documentElement.dataset.ready = "1"; return; }
-    STEPS[n]();
-    setTimeout(drawFirst, 0, n + 1);
+  // More than half of the time to open a page went into reading this script: it waits for the first view or a quiet moment.
+  const engine = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = byId("plotly").textContent;
+    document.head.append(script);
   };
+  const settings = () => { document.documentElement.dataset.theme = state.theme || ""; controls(); byId("speed-view").hidden = !data.speed.length; };
+  let lazy = null;
+  const draw = () => { settings(); table(); lazy.refresh(); };
 
   for (const name of [...FILTERS, "s", "heat", "by", "what", "layer", "cost", "loss", "theme"]) byId(name).addEventListener("change", (event) => set({ [name]: event.target.value, page: "0", ...(FILTERS.includes(name) ? { heat: "" } : {}) }));
   byId("q").addEventListener("input", (event) => { Object.assign(state, { q: event.target.value, page: "0" }); write(); table(); });
@@ -594,7 +601,7 @@
   byId("after").addEventListener("click", () => set({ page: String(+state.page + 1) }));
   byId("download").addEventListener("click", download);
   byId("reset").addEventListener("click", () => { Object.assign(state, defaults); write(); draw(); });
-  byId("twins").addEventListener("toggle", () => { if (byId("twins").open) twins(); });
+  byId("twins").addEventListener("toggle", () => { if (byId("twins").open) lazy.now(TWINS); });
   system.addEventListener("change", draw);
   addEventListener("hashchange", () => { if (location.hash.startsWith("#/")) { read(); draw(); } });
   // Links inside the page scroll, and leave the state in the address alone.
@@ -619,5 +626,9 @@
   addEventListener("afterprint", folded);
   folded();
   read();
-  drawFirst();
+  settings();
+  table();
+  lazy = drawNearWindow(VIEWS, engine, () => { document.documentElement.dataset.ready = "1"; });
+  const quiet = window.requestIdleCallback || ((work) => setTimeout(work, 200));
+  addEventListener("load", () => quiet(engine));
 })();
