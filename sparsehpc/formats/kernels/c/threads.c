@@ -91,7 +91,8 @@ int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tok
     if (m->layout == SH_DENSE) return SH_TILE;
     if (m->layout == SH_INDEX16) return SH_LANES;
     int pairs = isa->bf16_pairs && m->type == SH_BF16 && x_type == SH_BF16 && m->layout != SH_ONE_OF_FOUR;
-    return density > (pairs ? 0.25 : 0.75) ? SH_TILE : SH_LANES;
+    /* Many tokens are read from the second-level cache again for every piece of a row, not for every block. */
+    return density > (pairs ? 0.25 : tokens > 64 ? 0.68 : 0.75) ? SH_TILE : SH_LANES;
 }
 
 /* Rows of `small` between passes over the tokens: the second finds their weights in the cache. */

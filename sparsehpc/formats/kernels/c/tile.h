@@ -86,12 +86,19 @@ INLINE void block_tokens(const float *weights, int rows, const sh_work *work, in
     }
 }
 
+/* Fetch what the next block decodes while this one is multiplied: memory would else wait for the multiplication. */
+INLINE void fetch_rows(const cursor *cursors, int rows, int64_t bytes) {
+    for (int i = 0; i < rows; i++)
+        for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(cursors[i].p + line, 0, 2);
+}
+
 static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t last) {
 #ifdef SH_OWN_BF16
     if (m->type == SH_BF16 && work->bfloat16 && tile_bf16(m, work, first, last)) return;
 #endif
     float *weights = (float *)work->scratch, *sums = weights + SH_BLOCK_ROWS * SH_TILE_COLUMNS;
     int64_t words = words_of(m), step = SH_TILE_COLUMNS / SH_WORD;
+    int64_t ahead = m->type == SH_Q4 ? 0 : m->total / (m->rows * words) * step * element_bytes(m->type) + 64;
     for (int64_t t0 = 0; t0 < work->tokens; t0 += SH_BAND_TOKENS) {
         int64_t t1 = t0 + SH_BAND_TOKENS < work->tokens ? t0 + SH_BAND_TOKENS : work->tokens;
         int64_t stride = (t1 - t0 + LANES - 1) / LANES * LANES + 16;
@@ -99,7 +106,7 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
             int rows = last - r < SH_BAND_ROWS ? (int)(last - r) : SH_BAND_ROWS;
             cursor cursors[SH_BAND_ROWS];
             for (int i = 0; i < rows; i++) {
-                if (m->layout == SH_INDEX16) cursors[i] = (cursor){NULL, m->offsets[r + i], NULL};
+                if (m->layout == SH_INDEX16) cursors[i] = (cursor){(const char *)m->values, m->offsets[r + i], NULL};
                 else cursors[i] = open_row(m, m->layout, m->type, r + i);
             }
             memset(sums, 0, (size_t)(rows * stride) * sizeof *sums);
@@ -111,6 +118,8 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
                     float *out = sums + i * stride;
                     for (int j = 0; j < here; j++)
                         decode_piece(m, r + i + j, &cursors[i + j], w0, w1, weights + j * SH_TILE_COLUMNS);
+                    int coming = i + here < rows ? i + here : 0;
+                    fetch_rows(cursors + coming, rows - coming < BLOCK_ROWS ? rows - coming : BLOCK_ROWS, ahead);
                     if (here == BLOCK_ROWS) block_tokens(weights, BLOCK_ROWS, work, m->columns, k, columns, t0, t1, out, stride);
                     else if (here == 4) block_tokens(weights, 4, work, m->columns, k, columns, t0, t1, out, stride);
                     else block_tokens(weights, 1, work, m->columns, k, columns, t0, t1, out, stride);
