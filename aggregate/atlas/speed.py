@@ -60,4 +60,4 @@ def _timed(runs: Runs, name: str) -> pd.DataFrame:
 
 def _ratio(row: Record) -> str:
     low, high = number(row["speedup_least"], 3), number(row["speedup_most"], 3)
-    return f"{number(row['speedup'], 3)} [{low}, {high}], {number(row['bytes_ratio'], 3)} of the bytes"
+    return f"{number(row['speedup'], 3)} [{low}, {high}] at {number(row['bytes_ratio'], 3)}"

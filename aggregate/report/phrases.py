@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import pandas as pd
+
 from aggregate.figures.data import Record, missing
 from aggregate.figures.style import MIB, ends, number
 
 #: Methods that get sentences of their own; all of them are in the table.
 MOST_METHODS = 4
+
+
+#: How names of formats end whose values are narrower than the model's dtype.
+_NARROWER = ("-bf16", "-int8", "-q4")
 
 
 class Fact(NamedTuple):
@@ -65,3 +71,15 @@ def interval(row: Record, metric: str, scale: float = 1.0, unit: str = "") -> st
     if not known(row, low, high):
         return ""
     return f" {ends(scale * row[low], scale * row[high], unit)}"
+
+
+def of_own_dtype(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of formats that keep the dtype of values: what narrower ones save is not saved by zeros. All, if none do."""
+    own = rows[~rows["variant"].str.endswith(_NARROWER)]
+    return rows if own.empty else own
+
+
+def dense_twin(variant: str) -> str | None:
+    """The dense reference with the same narrower values, or None."""
+    ending = next((ending for ending in _NARROWER if variant.endswith(ending)), None)
+    return None if ending is None else f"dense{ending}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from aggregate.figures.data import Combination, ModelData, Record, missing, records
 from aggregate.figures.style import number, percent
-from aggregate.report.phrases import MOST_METHODS, Fact, against, known, listed, mib, share
+from aggregate.report.phrases import MOST_METHODS, Fact, against, known, listed, mib, of_own_dtype, share
 from aggregate.tipping import BELOW_FIRST, NO_DATA, NOT_REACHED
 
 #: Metrics that a tolerance is set for, and the tolerance in words.
@@ -75,6 +75,7 @@ def gain(data: ModelData) -> Iterator[Fact]:
     rows = rows[rows["targets"] == data.pruned["targets"].mode().iloc[0]]
     if rows.empty or "bytes_total" not in rows or "bytes_dense_float32" not in rows:
         return
+    rows = of_own_dtype(rows)
     smallest = rows.loc[rows.groupby("sparsity_target")["bytes_total"].idxmin(), "variant"].mode().iloc[0]
     one = rows[rows["variant"] == smallest].drop_duplicates("sparsity_target").sort_values("sparsity_target")
     if not (one["bytes_total"] < one["bytes_dense_float32"]).any():

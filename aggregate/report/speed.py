@@ -12,6 +12,7 @@ from aggregate.floor import NO_MEASURABLE_DIFFERENCE
 from aggregate.latency import machines
 from aggregate.private import scrub
 from aggregate.report.bins import UNTRAINED
+from aggregate.report.phrases import dense_twin, of_own_dtype
 
 SPEED_HEADINGS = (
     "model",
@@ -43,7 +44,8 @@ def headlines(data: ModelData) -> Iterator[str]:
         if own.empty:
             continue
         near = min(own["sparsity_target"].unique(), key=lambda s: (abs(s - (data.shown_sparsity or 0.3)), s))
-        best = records(own[own["sparsity_target"] == near].sort_values("speedup", ascending=False, kind="stable"))[0]
+        here = own[own["sparsity_target"] == near].sort_values("speedup", ascending=False, kind="stable")
+        best = records(of_own_dtype(here))[0]
         text = (
             f"At {percent(near)}, stored as {best['variant']}, it decodes {number(best['speedup'], 3)} x as fast as "
             f"the same model on our dense kernels ({_ms(best, 'decode_s_per_token')} against "
@@ -57,6 +59,20 @@ def headlines(data: ModelData) -> Iterator[str]:
         if not missing(best["speedup_floor"]) and best["speedup"] <= best["speedup_floor"]:
             text += f". {NO_MEASURABLE_DIFFERENCE.capitalize()}: {_same_work(best)}"
         yield f"{text} ({scrub(machine)}, prompt of {best['prompt_tokens']} tokens, {best['new_tokens']} more)."
+        yield from _with_narrower_values(rows, here)
+
+
+def _with_narrower_values(rows: pd.DataFrame, here: pd.DataFrame) -> Iterator[str]:
+    """Formats of narrower values beside the dense reference that shares these, where both were timed."""
+    dense = {row["variant"]: row for row in records(rows[rows["method"] == "none"])}
+    for row in records(here):
+        twin = dense.get(dense_twin(row["variant"]) or "")
+        if twin is not None:
+            yield (
+                f"At {percent(row['sparsity_target'])}, stored as {row['variant']}, it decodes "
+                f"{number(row['speedup'], 3)} x as fast as dense {row['dtype']}; {twin['variant']}, not pruned, "
+                f"{number(twin['speedup'], 3)} x: only what lies between is the zeros'."
+            )
 
 
 def break_evens(data: ModelData) -> Iterator[str]:
