@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from aggregate.advise import Limits, advise
@@ -188,6 +189,20 @@ def test_a_gain_within_the_floor_is_called_none(run):
     latency = data.latency.assign(speedup_floor=1.3)
     (headline,) = headlines(dataclasses.replace(data, latency=latency))
     assert "No measurable difference: cells that do the same work as dense stray from it by up to 1.3" in headline
+
+
+def test_narrower_values_stand_beside_their_dense_twin_and_not_in_the_headline(run):
+    (data,) = load(run)
+    latency = data.latency.copy()
+    twin = latency[latency["method"] == "none"].head(1).assign(variant="dense-q4", speedup=1.1)
+    latency["variant"] = latency["variant"].replace("bitmap", "bitmap-q4")
+    timed = dataclasses.replace(data, latency=pd.concat([latency, twin], ignore_index=True))
+    first, second = headlines(timed)
+    assert first.startswith("At 30 %, stored as csr, it decodes 0.667 x as fast")
+    assert second == (
+        "At 30 %, stored as bitmap-q4, it decodes 1.25 x as fast as dense float32; dense-q4, not pruned, 1.10 x: only "
+        "what lies between is the zeros'."
+    )
 
 
 def test_figures_and_page_show_them(run):
