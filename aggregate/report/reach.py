@@ -57,7 +57,9 @@ def _ends(data: ModelData, metric: str, words: str) -> Iterator[Fact]:
         text += f"; {len(places)} ways of pruning were measured"
     else:
         names = listed(unknown) if len(unknown) <= MOST_METHODS else f"{len(unknown)} other ways of pruning"
-        text += f"; {names} had left it at the first sparsity measured, a larger one, and may go further or not"
+        tried = sorted({float(other["sparsity_beyond"]) for reach, _, other in places if reach == 0})
+        least = percent(tried[0]) + " or more" * (len(tried) > 1)
+        text += f"; {names} failed at the least that was tried, {least}, and below it nobody looked"
     yield Fact(f"{text}.", "tipping")
 
 

@@ -33,12 +33,15 @@ SPEED_HEADINGS = (
     "kernel",
 )
 
+#: What zeros gain beside values that are narrower anyway.
+_BETWEEN, _NOTHING = "only what lies between is the zeros'", "the zeros gained nothing"
+
 #: Lines of the table, and formats that the sentence names.
 _MOST, _MOST_FORMATS = 300, 6
 
 
 def headlines(data: ModelData) -> Iterator[str]:
-    """How fast the model is at the shown sparsity in its fastest format, on every machine."""
+    """How fast the model is at the shown sparsity in the fastest format of its dtype, on every machine."""
     for machine, rows in machines(data.latency):
         own = _pruned(data, rows)
         if own.empty:
@@ -68,10 +71,11 @@ def _with_narrower_values(rows: pd.DataFrame, here: pd.DataFrame) -> Iterator[st
     for row in records(here):
         twin = dense.get(dense_twin(row["variant"]) or "")
         if twin is not None:
+            gained = row["speedup"] > twin["speedup"]
             yield (
                 f"At {percent(row['sparsity_target'])}, stored as {row['variant']}, it decodes "
                 f"{number(row['speedup'], 3)} x as fast as dense {row['dtype']}; {twin['variant']}, not pruned, "
-                f"{number(twin['speedup'], 3)} x: only what lies between is the zeros'."
+                f"{number(twin['speedup'], 3)} x: {_BETWEEN if gained else _NOTHING}."
             )
 
 

@@ -56,13 +56,17 @@ def commit() -> str:
     return head + "+" * bool(changed)
 
 
+#: Endings of what a run's figures depend on.
+_SOURCES = ("*.py", "*.c", "*.h")
+
+
 @functools.cache
 def code_digest() -> str:
-    """SHA-256 over the project's own Python sources: tells a changed program where there is no commit."""
+    """SHA-256 over the project's own Python and C sources: tells a changed program where there is no commit."""
     root = Path(sparsehpc.__file__).parents[1]
     digest = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
+        for path in sorted(path for ending in _SOURCES for path in (root / package).rglob(ending)):
             digest.update(f"{path.relative_to(root)}\0".encode())
             digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()

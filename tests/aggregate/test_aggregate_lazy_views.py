@@ -146,3 +146,19 @@ def test_without_scripts_figures_and_tables_stay_open(open_page):
     page.locator("#figures img").last.scroll_into_view_if_needed()
     assert page.locator("#figures img").last.bounding_box()["height"] > 100
     assert not page.locator("#explore").is_visible()
+
+
+def test_plots_keep_their_height_however_often_they_are_drawn(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    scroll_through(page)
+    heights = """() => [...document.querySelectorAll(".view > [role=img]:has(.main-svg)")]
+      .filter((box) => box.offsetParent)
+      .map((box) => [box.id, box.offsetHeight, box.querySelector(".main-svg").getBoundingClientRect().height])"""
+    before = {name: height for name, height, _ in page.evaluate(heights)}
+    assert len(before) >= len(VIEWS) - 1
+    for control, choice in (("method", "random"), ("method", "magnitude"), ("method", ""), ("theme", "dark")):
+        page.select_option(f"#{control}", choice)
+        scroll_through(page)
+        for name, height, plot in page.evaluate(heights):
+            assert height >= plot > 200, (name, control, choice, height, plot)
+    assert {name: height for name, height, _ in page.evaluate(heights)} == before

@@ -165,6 +165,8 @@
       shape.title.text = lines.join("<br>");
       shape.margin = { ...shape.margin, t: shape.margin.t + 18 * (lines.length - 1) };
     }
+    // Without a height Plotly takes that of the box, which has its own from the plot: every second drawing would have none.
+    shape.height ??= 450;
     Plotly.react(box, traces, shape, { displayModeBar: false, responsive: true });
   };
 

@@ -26,8 +26,8 @@ class _Work(NamedTuple):
 
 #: From stacks of matrices larger than any cache on AMD Zen 4, one thread with 21 GB/s of memory bandwidth: a mask word
 #: of 64 columns takes 4.5 ns in float32 and 3.1 ns in bfloat16 where it is expanded, 3.4 and 2.4 ns where few weights
-#: are kept, a 16-bit index 0.39 and 0.45 ns. With other bandwidths bytes weigh otherwise, but where bitmap and csr16
-#: cross is decided by work alone.
+#: are kept, a 16-bit index 0.39 and 0.45 ns; slower in minutes when memory is, in about the same relation. With other
+#: bandwidths bytes weigh otherwise, but where bitmap and csr16 cross is decided by work alone.
 _WORK = {
     "mask": {4: _Work(1.5, 0.0), 2: _Work(1.0, 0.0)},
     "mask, few kept": {4: _Work(1.1, 0.0), 2: _Work(0.8, 0.0)},

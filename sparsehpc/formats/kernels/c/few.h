@@ -1,8 +1,8 @@
 /* One token and rows that keep few weights: inputs are brought to the weights instead of weights to the inputs.
  *
  * The columns of a word's weights are listed, a byte each, and looked up among the word's 64 inputs, 32 at a time: one
- * permutation of 16-bit halves does that for bfloat16, two for float. A word takes about two thirds of the time of four
- * expansions, whatever it keeps up to 32. Needs VBMI2; included by isa_avx512_vbmi2.c.
+ * permutation of 16-bit halves does that for bfloat16, two for float. A word takes two thirds to four fifths of the time
+ * of its expansions, whatever it keeps up to 32. Needs VBMI2; included by isa_avx512_vbmi2.c.
  */
 
 /* Of 64 weights. Beyond, words that keep more than 32 come too often to be foreseen. */

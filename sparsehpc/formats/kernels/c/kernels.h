@@ -45,8 +45,8 @@ typedef struct {
 } sh_matrix;
 
 typedef struct {
-    const float *rows;        /* tokens x padded_columns, float32, zeros behind the last column */
-    const uint16_t *bfloat16; /* the same in bfloat16, or NULL where x was not bfloat16 */
+    const float *rows;        /* SH_SMALL: tokens x padded_columns, float32, zeros behind the last column; else NULL */
+    const uint16_t *bfloat16; /* the same in bfloat16 where weights and x are and meet in pairs; else NULL */
     const float *lanes;       /* by token group: columns x group width, zeros behind the last token */
     int64_t tokens;
     int64_t padded_columns;
@@ -107,7 +107,7 @@ static inline int64_t sh_group_vectors(int64_t remaining, int64_t vector_lanes) 
 }
 
 /* Compute y = x W^T. x and y are contiguous in x_type (SH_F32, SH_BF16, SH_F16).
- * Returns 0, or -1 where memory for the prepared activations is refused. */
+ * Returns 0, or -1 where memory for the prepared activations is refused, or SH_SMALL for more than SH_SMALL_MOST. */
 int sh_linear(const sh_kernels *isa, const sh_matrix *matrix, const void *x, int x_type, int64_t tokens, void *y,
               int threads, int strategy);
 

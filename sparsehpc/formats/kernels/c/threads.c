@@ -84,7 +84,7 @@ int64_t sh_split(const sh_matrix *m, int part, int parts) {
 
 int sh_choose(const sh_kernels *isa, const sh_matrix *m, int x_type, int64_t tokens) {
     if (tokens <= SH_SMALL_TOKENS) return SH_SMALL;
-    /* One multiply-add per stored weight and vector of tokens costs about 1.5 of a dense one, or 3 of a pair. */
+    /* One multiply-add per stored weight and vector of tokens costs about 1.4 of a dense one, or 4 of a pair. */
     double density = (double)(m->type == SH_Q4 ? 2 * m->total : m->total) / ((double)m->rows * (double)m->columns);
     /* Half of a vector of tokens would be empty: decoding twice costs less while there is much to multiply. */
     if (tokens <= SH_SMALL_MOST && m->layout != SH_INDEX16 && (m->layout == SH_DENSE || density > 0.25)) return SH_SMALL;
@@ -127,6 +127,7 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
     const sh_matrix matrix = with_addresses(given), *m = &matrix;
     int64_t columns = m->columns, padded = (columns + SH_WORD - 1) / SH_WORD * SH_WORD;
     if (strategy == SH_AUTO) strategy = sh_choose(isa, m, x_type, tokens);
+    if (strategy == SH_SMALL && tokens > SH_SMALL_MOST) return -1;
     if (threads < 1 || m->rows * columns * tokens < PARALLEL_WORK) threads = 1;
 #ifndef _OPENMP
     threads = 1;
@@ -163,7 +164,6 @@ int sh_linear(const sh_kernels *isa, const sh_matrix *given, const void *x, int 
             parts = omp_get_num_threads();
 #endif
             if (lanes) {
-                /* Whole cache lines of columns, so that threads do not write into each other's. */
                 int64_t first = columns * part / parts, last = columns * (part + 1) / parts;
                 prepare_lanes(isa, x, x_type, tokens, columns, first, last, lanes);
             } else if (rows || bfloat16) {

@@ -98,7 +98,8 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
 #endif
     float *weights = (float *)work->scratch, *sums = weights + SH_BLOCK_ROWS * SH_TILE_COLUMNS;
     int64_t words = words_of(m), step = SH_TILE_COLUMNS / SH_WORD;
-    int64_t ahead = m->type == SH_Q4 ? 0 : m->total / (m->rows * words) * step * element_bytes(m->type) + 64;
+    /* Where the next value lies is known without a look at it, unless codes or indices are counted. */
+    int64_t ahead = m->type == SH_Q4 || m->layout == SH_INDEX16 ? 0 : m->total / (m->rows * words) * step * element_bytes(m->type) + 64;
     for (int64_t t0 = 0; t0 < work->tokens; t0 += SH_BAND_TOKENS) {
         int64_t t1 = t0 + SH_BAND_TOKENS < work->tokens ? t0 + SH_BAND_TOKENS : work->tokens;
         int64_t stride = (t1 - t0 + LANES - 1) / LANES * LANES + 16;
@@ -106,7 +107,7 @@ static void tile(const sh_matrix *m, const sh_work *work, int64_t first, int64_t
             int rows = last - r < SH_BAND_ROWS ? (int)(last - r) : SH_BAND_ROWS;
             cursor cursors[SH_BAND_ROWS];
             for (int i = 0; i < rows; i++) {
-                if (m->layout == SH_INDEX16) cursors[i] = (cursor){(const char *)m->values, m->offsets[r + i], NULL};
+                if (m->layout == SH_INDEX16) cursors[i] = (cursor){NULL, m->offsets[r + i], NULL};
                 else cursors[i] = open_row(m, m->layout, m->type, r + i);
             }
             memset(sums, 0, (size_t)(rows * stride) * sizeof *sums);
