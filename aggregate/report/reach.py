@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from aggregate.figures.data import Combination, ModelData, Record, missing, records
 from aggregate.figures.style import number, percent
 from aggregate.report.phrases import MOST_METHODS, Fact, against, known, listed, mib, of_own_dtype, share
@@ -86,7 +88,23 @@ def gain(data: ModelData) -> Iterator[Fact]:
     for row in records(one):
         change = against(row["bytes_total"], row["bytes_dense_float32"]).removesuffix(" than")
         at.append(f"{change.replace('the size of', 'the same size')} at {percent(row['sparsity_target'])}")
-    yield Fact(f"What zeros save in memory, stored as {smallest}, against dense float32: {listed(at)}.", "bytes")
+    text = f"What zeros save in memory, stored as {smallest}, against dense float32: {listed(at)}"
+    yield Fact(f"{text}{_against_published(one)}.", "bytes")
+
+
+def _against_published(rows: pd.DataFrame) -> str:
+    """How the same sizes stand to the model as it was published; nothing where that was float32 or is not known."""
+    first = records(rows)[0]
+    if not known(first, "bytes_dense_published") or first["published_dtype"] == "float32":
+        return ""
+    size = first["bytes_dense_published"]
+    text = f"; dense {first['published_dtype']}, in which it was published, takes {mib(size)}, "
+    below = sorted(rows.loc[rows["bytes_total"] < size, "sparsity_target"])
+    if not below:
+        return f"{text}less than any of these"
+    if len(below) == len(rows):
+        return f"{text}more than any of these"
+    return f"{text}which is undercut from {percent(below[0])} on"
 
 
 def narrower(data: ModelData) -> Iterator[Fact]:
@@ -97,7 +115,8 @@ def narrower(data: ModelData) -> Iterator[Fact]:
         if row["variant"] != "dense" and known(row, "bytes_total", "perplexity")
     ]
     if parts and data.trained:
-        yield Fact(f"Not pruned at all, in a narrower type: {'; '.join(parts)}.", "pareto")
+        what = f"attention and MLP in a narrower type, all else in {data.subject.dtype}"
+        yield Fact(f"Not pruned at all, {what}: {'; '.join(parts)}.", "pareto")
 
 
 def _reach(row: Record) -> float:

@@ -17,7 +17,7 @@ from aggregate.export import export_table
 from aggregate.figures import FIGURES, agreement, pareto, perplexity, size
 from aggregate.figures.curves import series
 from aggregate.figures.data import load
-from aggregate.report import write_report
+from aggregate.report import reach, write_report
 from aggregate.report.facts import facts_of
 from aggregate.report.views import views
 from aggregate.tables import read_table
@@ -201,6 +201,14 @@ def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
                 at = smaller[np.isclose(smaller["sparsity_target"], float(sparsity) / 100)]
                 least = (at["bytes_total"] / at["bytes_dense_float32"]).min()
                 assert float(change) == pytest.approx(100 * (1 - least), abs=0.06)
+
+
+def test_what_zeros_save_is_held_against_the_model_as_published():
+    columns = {"sparsity_target": [0.3, 0.5, 0.7], "bytes_total": [400.0, 300.0, 200.0], "published_dtype": "bfloat16"}
+    for size, said in ((100.0, "less than any"), (500.0, "more than any"), (250.0, "undercut from 70 % on")):
+        assert said in reach._against_published(pd.DataFrame({**columns, "bytes_dense_published": size}))
+    rows = pd.DataFrame({**columns, "bytes_dense_published": 100.0})
+    assert reach._against_published(rows.assign(published_dtype="float32")) == ""
 
 
 def test_front_marks_the_size_of_dense_references_that_were_not_evaluated(run):
