@@ -205,8 +205,8 @@ def test_headline_says_how_far_every_way_goes_and_what_that_gains(run):
 
 def test_what_zeros_save_is_held_against_the_model_as_published():
     columns = {"sparsity_target": [0.3, 0.5, 0.7], "bytes_total": [400.0, 300.0, 200.0], "published_dtype": "bfloat16"}
-    for size, said in ((100.0, "less than any"), (500.0, "more than any"), (250.0, "undercut from 70 % on")):
-        assert said in reach._against_published(pd.DataFrame({**columns, "bytes_dense_published": size}))
+    for published, said in ((100.0, "less than any"), (500.0, "more than any"), (250.0, "undercut from 70 % on")):
+        assert said in reach._against_published(pd.DataFrame({**columns, "bytes_dense_published": published}))
     rows = pd.DataFrame({**columns, "bytes_dense_published": 100.0})
     assert reach._against_published(rows.assign(published_dtype="float32")) == ""
 
