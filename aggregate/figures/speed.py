@@ -25,7 +25,7 @@ CAPTION = (
 )
 
 #: Labels of dense references lie apart by this factor at least.
-_APART = 1.07
+_APART = 1.16
 #: Panels of a figure, and in a row of it.
 _MOST, _WIDE = 9, 3
 _LINES = (
